@@ -1,0 +1,331 @@
+"""ConvFeatureExtractor."""
+
+import copy
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from ._classifier import ConvNetClassifier
+from ._images import ImageFormat, check_image_shape, check_images
+from ._inference import collect_outputs, iterate_outputs, read_images
+from ._modules import ImageNetwork, PreparePixels
+from ._net import resolve_device
+from ._network import device_of, trace_network
+from ._sklearn import (
+    Interval,
+    StrOptions,
+    check_feature_names_in,
+    fit_context,
+    undone_if_it_fails,
+)
+from ._taps import find_deepest, resolve_taps, run_taps, tapped_activation
+
+
+class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
+    """Activations of a convolutional network's layers as features.
+
+    Parameters
+    ----------
+    estimator : ConvNetClassifier, FrozenEstimator, torch.nn.Module or None, default=None
+        The network. A `ConvNetClassifier`, fitted or not, is cloned and trained at fit; None
+        means one with default parameters. Wrapped in
+        :class:`~sklearn.frozen.FrozenEstimator`, a fitted one is used as it is. A module, say
+        one with pretrained weights, is copied and used as it is; its weights are read at fit.
+    layer : str, int or list of these, default="penultimate"
+        Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
+        into the layers in the order in which they run, a glob (``"conv*"``), or several of
+        these, from one pass. ``"penultimate"``: what feeds the last linear layer, if that
+        layer's output is the network's output; else the network's output. A layer that runs
+        several times is tapped at its last call.
+    pool : {"auto", "avg", "max", "flatten"} or callable, default="auto"
+        How feature maps (N, C, H, W) and tokens (N, T, C) become vectors: the mean or maximum
+        of each map, or all values. "auto": the mean. A callable takes the activation, a
+        tensor, and returns one of shape (N, n_features). Vectors are left alone.
+    image_shape, data_format, device, random_state, verbose : default=None
+        As for `ConvNetClassifier`; None: as the estimator has it.
+    batch_size : int or None, default=None
+        Images in a batch of `transform`; None: 128.
+
+    Attributes
+    ----------
+    estimator_ : ConvNetClassifier
+        The trained (or frozen) classifier; not there where ``estimator`` is a module.
+    module_ : torch.nn.Module
+        The network: raw images to outputs.
+    layers_ : list of str
+        Names of the tapped layers.
+    image_shape_ : tuple of int
+        ``(C, H, W)``.
+    n_features_in_ : int
+        ``C * H * W``, whichever form ``X`` had.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, if ``X`` had names that are all strings.
+
+    See Also
+    --------
+    ConvNetClassifier : The network as a classifier.
+
+    Notes
+    -----
+    The network always runs in evaluation mode. The features of images that it was trained on
+    look better than those of new images: score what stands behind them on other data.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.svm import SVC
+    >>> from sklconv import ConvFeatureExtractor, ConvNetClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> net = ConvNetClassifier(max_epochs=5, random_state=0)
+    >>> model = make_pipeline(ConvFeatureExtractor(net, layer="dense"), SVC())
+    >>> model.fit(X[:1000], y[:1000]).score(X[1000:], y[1000:]) > 0.9
+    True
+    >>> model[0].get_feature_names_out()[:2]
+    array(['dense_0', 'dense_1'], dtype=object)
+    """
+
+    _parameter_constraints: dict = {
+        "estimator": [ConvNetClassifier, FrozenEstimator, torch.nn.Module, None],
+        "layer": [str, Integral, list],
+        "pool": [StrOptions({"auto", "avg", "max", "flatten"}), callable],
+        "image_shape": "no_validation",
+        "data_format": [StrOptions({"auto", "channels_first", "channels_last"}), None],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "device": [str, None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose", None],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        layer="penultimate",
+        pool="auto",
+        image_shape=None,
+        data_format=None,
+        batch_size=None,
+        device=None,
+        random_state=None,
+        verbose=None,
+    ):
+        self.estimator = estimator
+        self.layer = layer
+        self.pool = pool
+        self.image_shape = image_shape
+        self.data_format = data_format
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None, sample_weight=None, *, X_val=None, y_val=None):
+        """Train the network, unless it is frozen, and find its layers.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `ConvNetClassifier.fit` takes.
+        y : array-like of shape (n_samples,) or None, default=None
+            Labels; not needed where nothing is trained.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images in the training loss.
+        X_val, y_val : default=None
+            Images and labels to validate on after each epoch.
+
+        Returns
+        -------
+        self
+        """
+        with undone_if_it_fails(self):
+            self.__dict__.pop("estimator_", None)
+            images = check_images(self, X, reset=True)
+            if isinstance(self.estimator, torch.nn.Module):
+                self._take_module(images)
+            elif isinstance(self.estimator, FrozenEstimator):
+                self._take_frozen(images)
+            else:
+                self._train_classifier(X, y, sample_weight, X_val, y_val)
+            self.image_shape_ = self._format.shape
+            self.n_features_in_ = math.prod(self.image_shape_)
+            self._place_taps()
+        return self
+
+    def transform(self, X):
+        """Return the features.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features) and dtype float32
+        """
+        check_is_fitted(self)
+        return collect_outputs(self, read_images(self, X), self._features, self.batch_size)
+
+    def transform_batches(self, X):
+        """Yield the features batch by batch, for what is larger than memory.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Yields
+        ------
+        ndarray of shape (batch, n_features) and dtype float32
+        """
+        check_is_fitted(self)
+        yield from iterate_outputs(self, read_images(self, X), self._features, self.batch_size)
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the features.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Only checked against the names at fit.
+
+        Returns
+        -------
+        ndarray of str
+            ``dense_0``; of pooled maps ``conv2_0``, one a channel; of flattened ones
+            ``conv2_3_y0_x5``.
+        """
+        check_is_fitted(self)
+        check_feature_names_in(self, input_features, generate_names=False)
+        names = [
+            _feature_names(tap.name, shape, self.pool, width)
+            for tap, shape, width in zip(
+                self._taps, self._tap_shapes, self._tap_widths, strict=True
+            )
+        ]
+        return np.array([name for group in names for name in group], dtype=object)
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_taps")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.target_tags.required = not isinstance(
+            self.estimator, (FrozenEstimator, torch.nn.Module)
+        )
+        return tags
+
+    @property
+    def _n_features_out(self):
+        return sum(self._tap_widths)
+
+    @property
+    def module_(self):
+        """The network: raw images to outputs."""
+        return self.estimator_.module_ if hasattr(self, "estimator_") else self._network
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        network = state.get("_network")
+        if network is not None and device_of(network).type != "cpu":
+            # Else it could not be unpickled on a machine without a GPU.
+            state = {**state, "_network": copy.deepcopy(network).cpu()}
+        return state
+
+    def _train_classifier(self, X, y, sample_weight, X_val, y_val):
+        estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
+        overrides = {
+            name: getattr(self, name)
+            for name in ("image_shape", "data_format", "device", "random_state", "verbose")
+            if getattr(self, name) is not None
+        }
+        self.estimator_ = estimator.set_params(**overrides)
+        self.estimator_.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
+        self._format = self.estimator_._format
+
+    def _take_frozen(self, X):
+        classifier = self.estimator.estimator
+        if not isinstance(classifier, ConvNetClassifier):
+            raise TypeError(
+                "estimator: what FrozenEstimator holds must be a ConvNetClassifier, not "
+                f"{type(classifier).__name__}"
+            )
+        check_is_fitted(classifier)
+        if check_image_shape(self.image_shape) not in (None, classifier.image_shape_):
+            raise ValueError(
+                f"image_shape={self.image_shape} is not that of the frozen estimator, "
+                f"{classifier.image_shape_}"
+            )
+        self._format = classifier._format
+        self._format.read(X, type(self).__name__)
+        self.estimator_ = classifier
+
+    def _take_module(self, X):
+        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto")
+        network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
+        network.to(resolve_device(self.device or "auto"))
+        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _place_taps(self):
+        calls, output = trace_network(self.module_, self.image_shape_)
+        self._taps = resolve_taps(self.layer, calls, output)
+        self._deepest = find_deepest(self._taps, calls)
+        self.layers_ = [tap.name for tap in self._taps]
+        activations = [tapped_activation(tap, calls, output) for tap in self._taps]
+        self._tap_shapes = [tuple(activation.shape[1:]) for activation in activations]
+        self._tap_widths = [
+            self._pooled(tap.name, activation).shape[1]
+            for tap, activation in zip(self._taps, activations, strict=True)
+        ]
+
+    def _features(self, x):  # (N, C, H, W) -> (N, n_features)
+        return torch.cat(run_taps(self.module_, self._taps, self._deepest, x, self._pooled), dim=1)
+
+    def _pooled(self, name, activation):
+        """One vector an image, sharing no memory with ``activation``."""
+        n, ndim = len(activation), activation.ndim
+        if callable(self.pool):
+            features = self.pool(activation)
+            if not isinstance(features, torch.Tensor) or features.shape[:-1] != (n,):
+                came = getattr(features, "shape", type(features).__name__)
+                raise ValueError(
+                    f"pool returned {came} for the activation {tuple(activation.shape)} of layer "
+                    f"{name!r}; it must return a tensor of shape ({n}, n_features)"
+                )
+            return features.clone()
+        if ndim == 2:
+            return activation.clone()
+        if ndim not in (3, 4):
+            raise ValueError(
+                f"layer {name!r} puts out {tuple(activation.shape)} for {n} images, neither "
+                "vectors nor tokens nor feature maps; give a callable as pool"
+            )
+        if self.pool == "flatten":
+            return activation.clone(memory_format=torch.contiguous_format).flatten(1)
+        places = (2, 3) if ndim == 4 else 1
+        return activation.amax(places) if self.pool == "max" else activation.mean(places)
+
+
+def _feature_names(layer, shape, pool, width):
+    """Name the features of one layer whose activation has this shape."""
+    if pool != "flatten" or len(shape) == 1:
+        return [f"{layer}_{i}" for i in range(width)]
+    if len(shape) == 2:
+        tokens, channels = shape
+        return [f"{layer}_{c}_t{t}" for t in range(tokens) for c in range(channels)]
+    channels, height, width = shape
+    return [
+        f"{layer}_{c}_y{y}_x{x}"
+        for c in range(channels)
+        for y in range(height)
+        for x in range(width)
+    ]

@@ -1,0 +1,255 @@
+"""X to images: forms, shapes, dtypes, and batches of tensors."""
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.utils import assert_all_finite
+from sklearn.utils.validation import validate_data
+
+CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+
+# Rows whose checks and sums are made at a time: X may be larger than memory.
+CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How X is read: the images' shape, and the order of axes where the shape leaves it open."""
+
+    shape: tuple  # (C, H, W)
+    layout: str
+
+    @classmethod
+    def infer(cls, X, image_shape, data_format):
+        """Decide how ``X`` is read from its shape and the two parameters."""
+        image_shape = check_image_shape(image_shape)
+        if X.ndim == 4:
+            return _infer_from_4d(X.shape, image_shape, data_format)
+        layout = CHANNELS_FIRST if data_format == "auto" else data_format
+        if X.ndim == 3:
+            shape = (1, *X.shape[1:])
+            if image_shape not in (None, shape):
+                raise ValueError(
+                    f"image_shape={image_shape} disagrees with X of shape {X.shape}, which is "
+                    f"read as grey images of shape {shape}"
+                )
+            return cls(shape, layout)
+        shape = _infer_from_flat(X.shape[1]) if image_shape is None else image_shape
+        if math.prod(shape) != X.shape[1]:
+            raise ValueError(
+                f"image_shape={shape} has {math.prod(shape)} values, but X of shape {X.shape} "
+                f"has {X.shape[1]} a row"
+            )
+        return cls(shape, layout)
+
+    def read(self, X, estimator_name):
+        """Return a view of ``X``, an array of any form, as ``(n, C, H, W)``."""
+        c, h, w = self.shape
+        if X.ndim == 4:
+            fits = {
+                layout
+                for layout, read in (
+                    (CHANNELS_FIRST, X.shape[1:]),
+                    (CHANNELS_LAST, (X.shape[3], *X.shape[1:3])),
+                )
+                if read == self.shape
+            }
+            if fits:
+                layout = self.layout if self.layout in fits else fits.pop()
+                return X if layout == CHANNELS_FIRST else X.transpose(0, 3, 1, 2)
+        elif X.ndim == 3 and self.shape == (1, *X.shape[1:]):
+            return X[:, None]
+        elif X.ndim == 2 and X.shape[1] == c * h * w:
+            if self.layout == CHANNELS_LAST:
+                return X.reshape(len(X), h, w, c).transpose(0, 3, 1, 2)
+            return X.reshape(len(X), c, h, w)
+        raise ValueError(self._mismatch(X, estimator_name))
+
+    def _mismatch(self, X, name):
+        c, h, w = self.shape
+        if X.ndim == 2 and X.shape != (h, w):
+            # scikit-learn's own words for a table.
+            return (
+                f"X has {X.shape[1]} features, but {name} is expecting {c * h * w} features as "
+                f"input: images of shape {self.shape}"
+            )
+        message = f"X of shape {X.shape} does not hold images of shape {self.shape}"
+        if X.shape in (self.shape, (h, w, c), (h, w)):
+            message += "; it looks like a single image: pass X[None]"
+        return f"{message}, which {name} was fitted on"
+
+
+def check_image_shape(image_shape):
+    """Return ``image_shape`` as ``(C, H, W)``, or None."""
+    if image_shape is None:
+        return None
+    shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else ()
+    if len(shape) not in (2, 3) or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
+        raise ValueError(
+            f"image_shape={image_shape!r} is neither (height, width) nor "
+            "(channels, height, width), each an integer from 1 up"
+        )
+    return tuple(int(n) for n in (shape if len(shape) == 3 else (1, *shape)))
+
+
+def _infer_from_4d(x_shape, image_shape, data_format):
+    first, last = x_shape[1:], (x_shape[3], *x_shape[1:3])
+    if image_shape is not None:
+        if image_shape not in (first, last):
+            raise ValueError(
+                f"image_shape={image_shape} disagrees with X of shape {x_shape}, which is read "
+                f"as images of shape {first} (channels first) or {last} (channels last)"
+            )
+        if first != last:
+            layout = CHANNELS_FIRST if image_shape == first else CHANNELS_LAST
+            return ImageFormat(image_shape, layout)
+    if data_format == "auto":
+        if first == last == (1, 1, 1):
+            return ImageFormat(first, CHANNELS_FIRST)
+        if (first[0] <= 4) == (last[0] <= 4):
+            which = "both" if first[0] <= 4 else "neither"
+            raise ValueError(
+                f"X of shape {x_shape} could be images of shape {first} (channels first) or "
+                f"{last} (channels last): {which} of the axes 1 and 3 has 1 to 4 channels. Say "
+                f'data_format="{CHANNELS_FIRST}" or "{CHANNELS_LAST}", or give image_shape'
+            )
+        data_format = CHANNELS_FIRST if first[0] <= 4 else CHANNELS_LAST
+    return ImageFormat(first if data_format == CHANNELS_FIRST else last, data_format)
+
+
+def _infer_from_flat(n_features):
+    side = math.isqrt(n_features)
+    if side >= 4 and side * side == n_features:
+        return (1, side, side)
+    if n_features < 64:
+        return (1, 1, n_features)
+    for channels in (3, 4, 2):
+        side = math.isqrt(n_features // channels)
+        if channels * side * side == n_features:
+            proposal: tuple = (channels, side, side)
+            break
+    else:
+        height = next(h for h in range(math.isqrt(n_features), 0, -1) if n_features % h == 0)
+        proposal = (height, n_features // height)
+    raise ValueError(
+        f"X has {n_features} features, which is no square of grey pixels; say what shape its "
+        f"images have, for example image_shape={proposal}"
+    )
+
+
+def check_images(estimator, X, *, reset):
+    """Check ``X`` as scikit-learn does, but for its values, and return it as an array.
+
+    Feature names are recorded (``reset``) or compared. Neither copies an array.
+    """
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu().numpy()
+    elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):
+        X = [x.detach().cpu().numpy() for x in X]
+    X = validate_data(
+        estimator,
+        X,
+        reset=reset,
+        dtype=None,
+        ensure_2d=False,
+        allow_nd=True,
+        ensure_all_finite=False,
+    )
+    if X.ndim < 2:
+        raise ValueError(
+            f"Expected 2D array, got {X.ndim}D array instead: X of shape {X.shape} holds no "
+            "images. Reshape your data: one image a row, or X[None] for a single image"
+        )
+    if X.ndim > 4:
+        raise ValueError(
+            f"Found array with dim {X.ndim}, while dim <= 4 is required: X of shape {X.shape} "
+            "is none of (n, C, H, W), (n, H, W, C), (n, H, W) and (n, n_features)"
+        )
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found array with {X.shape[0]} sample(s) and 0 feature(s) (shape={X.shape}) while "
+            "a minimum of 1 is required."
+        )
+    return _as_numeric(X)
+
+
+def _as_numeric(X):
+    if X.dtype.kind in "biuf":
+        return X
+    strings = X.dtype.kind in "US" or (
+        X.dtype.kind == "O" and any(isinstance(value, (str, bytes)) for value in X.flat)
+    )
+    if strings or X.dtype.kind != "O":
+        raise ValueError(
+            f"X must hold numbers, not {'strings' if strings else X.dtype}: dtype='numeric' is "
+            "not compatible with arrays of bytes/strings. Convert your data to numeric values "
+            "explicitly instead."
+        )
+    return X.astype(np.float64)
+
+
+def take_batch(images, index, device=None, estimator_name=None):
+    """Return the images that ``index``, a slice or an array, names, as a tensor.
+
+    uint8 stays uint8, every other dtype becomes float32. With ``estimator_name`` their values
+    are checked to be finite.
+    """
+    batch = images[index]
+    if batch.dtype not in (np.uint8, np.float32):
+        with np.errstate(over="ignore"):  # what is too large for float32 is an error below
+            batch = batch.astype(np.float32)
+    elif not batch.flags.writeable or min(batch.strides) < 0:
+        # torch takes neither arrays that it must not write to nor reversed ones.
+        batch = batch.copy()
+    if estimator_name is not None and batch.dtype != np.uint8:
+        assert_all_finite(batch, estimator_name=estimator_name, input_name="X")
+    tensor = torch.from_numpy(batch)
+    return tensor if device is None else tensor.to(device, non_blocking=True)
+
+
+def slices(n, size):
+    """Cut ``range(n)`` into slices of ``size``."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def check_finite(images, estimator_name):
+    """Raise scikit-learn's own error if ``images`` holds NaN or infinity, chunk by chunk."""
+    if images.dtype.kind != "f":
+        return
+    for chunk in _chunks(images):
+        take_batch(images, chunk, estimator_name=estimator_name)
+
+
+def channel_statistics(images):
+    """Return each channel's mean and standard deviation, two lists; a constant's std is 1."""
+    channels = images.shape[1]
+    n_values = images.size // channels
+    total, squares = np.zeros(channels), np.zeros(channels)
+    # The first pixel as origin keeps the squares small whatever the offset.
+    origin = images[0, :, 0, 0].astype(np.float64)
+    for chunk in _chunks(images):
+        for channel in range(channels):
+            values = images[chunk, channel]
+            if values.dtype == np.uint8:
+                counts = np.bincount(values.reshape(-1), minlength=256)
+                centred = np.arange(256) - origin[channel]
+                total[channel] += counts @ centred
+                squares[channel] += counts @ centred**2
+            else:
+                # In C order, so that the sums do not depend on X's memory layout.
+                centred = np.array(values, dtype=np.float64, order="C") - origin[channel]
+                total[channel] += centred.sum()
+                squares[channel] += (centred**2).sum()
+    mean = total / n_values
+    variance = np.maximum(squares / n_values - mean**2, 0)
+    std = np.sqrt(variance)
+    std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
+    return (mean + origin).tolist(), std.tolist()
+
+
+def _chunks(images):
+    row_bytes = images[:1].size * 8
+    return slices(len(images), max(1, CHUNK_BYTES // row_bytes))

@@ -1,0 +1,280 @@
+"""``module=`` to a torch module: networks of declarative layers, and users' own."""
+
+import inspect
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+
+from . import layers
+from ._modules import MONOTONE, ConvActivation, Dropout, ImageNetwork, PreparePixels
+from ._randomness import generator, seeded_global_states
+from ._taps import trace_layers
+
+
+def auto_layers():
+    """The layers of ``module="auto"``: a small CNN that any image from 1×1 up can bear."""
+    return [
+        ("conv1", layers.Conv(32, 5, padding="same")),
+        ("pool1", layers.MaxPool("auto")),
+        ("conv2", layers.Conv(64, 3, padding="same")),
+        ("pool2", layers.MaxPool("auto")),
+        ("dense", layers.Dense(128)),
+    ]
+
+
+def is_auto(module):
+    """Whether ``module`` is the word for the default network."""
+    return isinstance(module, str) and module == "auto"
+
+
+class TorchModule(BaseEstimator):
+    """A user's own `torch.nn.Module` class, with keyword arguments that can be searched.
+
+    The class is called at fit with these arguments, plus whichever of ``in_channels`` or
+    ``in_chans``, ``num_classes`` or ``n_classes``, and ``image_shape`` (``(C, H, W)``) its
+    signature takes and the arguments do not name. Its output must be logits, one column a
+    class.
+
+    Parameters
+    ----------
+    module_class : type
+        A subclass of `torch.nn.Module`, or any callable that returns a module.
+    **kwargs
+        Passed on to it. Each is a parameter: ``module__width`` in a grid.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from torch import nn
+    >>> from sklconv import ConvNetClassifier, TorchModule
+    >>> class Perceptron(nn.Sequential):
+    ...     def __init__(self, image_shape, num_classes, width):
+    ...         c, h, w = image_shape
+    ...         super().__init__(
+    ...             nn.Flatten(), nn.Linear(c * h * w, width), nn.ReLU(),
+    ...             nn.Linear(width, num_classes),
+    ...         )
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = ConvNetClassifier(module=TorchModule(Perceptron, width=32), random_state=0)
+    >>> clf.set_params(module__width=64).fit(X, y).module_.body[1]
+    Linear(in_features=64, out_features=64, bias=True)
+    """
+
+    def __init__(self, module_class, **kwargs):
+        self.module_class = module_class
+        self.kwargs = kwargs
+
+    def get_params(self, deep=True):
+        """Return the class and its keyword arguments."""
+        return {"module_class": self.module_class, **self.kwargs}
+
+    def set_params(self, **params):
+        """Set the class or keyword arguments; new names are taken as well."""
+        params = dict(params)
+        self.module_class = params.pop("module_class", self.module_class)
+        self.kwargs = {**self.kwargs, **params}
+        return self
+
+    def build(self, image_shape, n_classes):
+        """Call the class."""
+        known = {
+            "in_channels": image_shape[0],
+            "in_chans": image_shape[0],
+            "num_classes": n_classes,
+            "n_classes": n_classes,
+            "image_shape": image_shape,
+        }
+        accepted = inspect.signature(self.module_class).parameters
+        inferred = {name: value for name, value in known.items() if name in accepted}
+        module = self.module_class(**{**inferred, **self.kwargs})
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"TorchModule: {self.module_class!r} returned {type(module).__name__}, "
+                "not a torch.nn.Module"
+            )
+        return module
+
+
+class LayerStack(nn.Sequential):
+    """Declarative layers one behind another.
+
+    Max-pooling and a monotone activation in front of it change places where nobody observes
+    what lies between: the same numbers from a quarter of the work.
+    """
+
+    def use_generator(self, generator):
+        """Draw dropout masks from ``generator``; None: from torch's own."""
+        for module in self:
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+    def forward(self, x):
+        modules = list(self)
+        position = 0
+        while position < len(modules):
+            module = modules[position]
+            following = modules[position + 1] if position + 1 < len(modules) else None
+            if _commute(module, following):
+                x = module.activate(following(module.linear(x)))  # type: ignore[operator, misc]
+                position += 2
+            else:
+                x = module(x)
+                position += 1
+        return x
+
+
+def _commute(module, following):
+    return (
+        isinstance(module, ConvActivation)
+        and isinstance(following, nn.MaxPool2d)
+        and module.activation in MONOTONE
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (following._forward_hooks or following._forward_pre_hooks)
+    )
+
+
+def build_layers(steps, image_shape, n_classes, generator):
+    """Return a `LayerStack` of ``steps``, ``(name, layer)`` pairs, for images of this shape."""
+    check_layers(steps)
+    steps = [(name, layer) for name, layer in steps if not _is_passthrough(layer)]
+    if not any(_is_output(layer) for _, layer in steps):
+        steps = [*steps, ("output", layers.Dense("n_classes", activation=None))]
+    stack, shape = LayerStack(), tuple(image_shape)
+    for name, layer in steps:
+        if isinstance(layer, layers.Dense) and len(shape) == 3:
+            shape = _append(
+                stack, _unused(stack, "flatten"), layers.Flatten(), shape, n_classes, generator
+            )
+        shape = _append(stack, name, layer, shape, n_classes, generator)
+    if shape != (n_classes,):
+        raise ValueError(
+            f"module: the last layer {steps[-1][0]!r} puts out {_show(shape)}, but there are "
+            f"{n_classes} classes; what stands behind Dense('n_classes') must keep its shape"
+        )
+    return stack
+
+
+def check_layers(steps):
+    """Raise unless ``steps`` is a list of ``(name, layer)`` pairs with names of their own."""
+    for step in steps:
+        if not (isinstance(step, tuple) and len(step) == 2 and isinstance(step[0], str)):
+            raise TypeError(
+                f"module: a list of layers holds (name, layer) pairs, not {step!r}; "
+                'for example ("conv1", Conv(32, 5))'
+            )
+        name, layer = step
+        if not (isinstance(layer, layers.Layer) or _is_passthrough(layer)):
+            raise TypeError(
+                f"module: layer {name!r} is {layer!r}, neither a layer of sklconv.layers nor "
+                "'passthrough'"
+            )
+        if not name or "." in name or hasattr(nn.Sequential, name):
+            raise ValueError(f"module: {name!r} can't be a layer's name in torch; take another")
+
+
+def _append(stack, name, layer, shape, n_classes, generator):
+    try:
+        module, output_shape = layer.build(shape, n_classes, generator)
+    except (ValueError, TypeError) as error:
+        kind = type(layer).__name__
+        raise type(error)(
+            f"module: layer {name!r} ({kind}) on an input of {_show(shape)}: {error}"
+        ) from None
+    stack.add_module(name, module)
+    return output_shape
+
+
+def _unused(stack, name):
+    taken = dict(stack.named_children())
+    return next(n for n in (name, *(f"{name}{i}" for i in range(2, 1000))) if n not in taken)
+
+
+def _is_passthrough(layer):
+    return isinstance(layer, str) and layer == "passthrough"
+
+
+def _is_output(layer):
+    return isinstance(layer, layers.Dense) and layer.units == "n_classes"
+
+
+def _show(shape):
+    return "×".join(str(size) for size in shape)
+
+
+def build_network(module, image_shape, n_classes, *, statistics, seed):
+    """Return a new `ImageNetwork`, its output not yet checked.
+
+    Parameters
+    ----------
+    module
+        As `sklconv.ConvNetClassifier` takes it.
+    image_shape : tuple of int
+    n_classes : int
+    statistics : (list, list) or None
+        Each channel's mean and standard deviation, to standardise by.
+    seed : int
+    """
+    # Declarative layers take the generator; others' constructors draw from the global states.
+    with seeded_global_states(seed):
+        body = build_body(module, image_shape, n_classes, generator(seed))
+    network = ImageNetwork(PreparePixels(*statistics or ()), body)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@contextmanager
+def seeded_draws(network, seed, users_code):
+    """Have ``network`` draw from a generator of its own, or users' code from seeded states."""
+    body = network.body
+    declarative = isinstance(body, LayerStack)
+    if declarative:
+        body.use_generator(generator(seed, device_of(network)))
+    try:
+        with nullcontext() if declarative and not users_code else seeded_global_states(seed):
+            yield
+    finally:
+        if declarative:
+            body.use_generator(None)
+
+
+def build_body(module, image_shape, n_classes, generator):
+    """Return what ``module=`` means as a new torch module, its output not yet checked."""
+    if is_auto(module):
+        module = auto_layers()
+    if isinstance(module, (list, tuple)):
+        return build_layers(module, image_shape, n_classes, generator)
+    if isinstance(module, TorchModule):
+        return module.build(image_shape, n_classes)
+    if isinstance(module, nn.Module):
+        return deepcopy(module)
+    raise TypeError(
+        f"module={module!r} is none of 'auto', a list of (name, layer) pairs, a TorchModule and "
+        "a torch.nn.Module instance"
+        + (f"; for a class, TorchModule({module.__name__})" if isinstance(module, type) else "")
+    )
+
+
+def trace_network(network, image_shape, n_outputs=None):
+    """Run ``network`` once on blank images; return its `LayerCall`s and its output.
+
+    Raises unless it takes images of this shape and puts out ``n_outputs`` columns.
+    """
+    blank = torch.zeros(2, *image_shape, device=device_of(network))
+    try:
+        calls, output = trace_layers(network.eval().body, lambda: network(blank))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"module can't take images of shape {image_shape}: {error}") from error
+    if n_outputs is not None and getattr(output, "shape", None) != (2, n_outputs):
+        came = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(
+            f"module puts out {came} for 2 images, but y has {n_outputs} classes: its output "
+            f"must have shape (2, {n_outputs}), one column a class"
+        )
+    return calls, output
+
+
+def device_of(network):
+    """Return the device that ``network``'s weights lie on."""
+    return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))

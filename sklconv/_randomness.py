@@ -1,0 +1,37 @@
+"""Random draws that repeat, whatever else draws from torch's and numpy's global states."""
+
+import random
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+# The global states are one for all threads: whoever seeds them has them alone.
+_global_states = threading.RLock()
+
+
+def generator(seed, device="cpu"):
+    """Return a torch generator that starts from ``seed``."""
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+@contextmanager
+def seeded_global_states(seed):
+    """Run a block under seeded global states of torch, numpy and `random`; then restore them.
+
+    For users' code, which draws from them. Threads take turns.
+    """
+    seed = int(seed)
+    with _global_states:
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            try:
+                yield
+            finally:
+                np.random.set_state(numpy_state)
+                random.setstate(python_state)

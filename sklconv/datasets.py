@@ -1,0 +1,162 @@
+"""Image data sets as arrays."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import fetch_openml
+
+__all__ = ["load_mnist"]
+
+_IMAGE_SHAPE = (28, 28)
+_N_TRAIN, _N_TEST = 60_000, 10_000
+_GZIP_MAGIC = b"\x1f\x8b"
+_IDX_UINT8 = 0x08
+
+
+def load_mnist(
+    data_home: str | os.PathLike[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Load the MNIST database of handwritten digits.
+
+    60,000 training and 10,000 test images of 28 × 28 grey pixels, 0 (background) to 255 (ink),
+    each showing one digit. The order is that of
+    :func:`sklearn.model_selection.train_test_split`.
+
+    Parameters
+    ----------
+    data_home : str or path-like, default=None
+        Folder that holds the four IDX files ``train-images-idx3-ubyte``,
+        ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``,
+        gzipped (with or without the ending ``.gz``) or not. If None, they are read from the
+        folder ``mnist`` in the folder that the environment variable ``SKLCONV_DATA`` names. If
+        that variable is not set, the data are downloaded from OpenML and kept in scikit-learn's
+        data home (see :func:`sklearn.datasets.get_data_home`).
+
+    Returns
+    -------
+    X_train : ndarray of shape (60000, 28, 28), dtype=uint8
+        Training images.
+    X_test : ndarray of shape (10000, 28, 28), dtype=uint8
+        Test images.
+    y_train : ndarray of shape (60000,), dtype=int64
+        Digits, 0 to 9, of the training images.
+    y_test : ndarray of shape (10000,), dtype=int64
+        Digits of the test images.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder is given, by `data_home` or by ``SKLCONV_DATA``, and a file is missing from it.
+    ValueError
+        If a file is truncated, damaged, or not the IDX file that its name says.
+
+    Notes
+    -----
+    The four files of any data set in MNIST's format are read, for example those of Fashion-MNIST;
+    the number of images is then theirs.
+
+    References
+    ----------
+    .. [1] Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning applied to
+       document recognition", Proceedings of the IEEE, 86(11), 2278-2324, 1998.
+
+    Examples
+    --------
+    Three training images and one test image, all black, in MNIST's format:
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from sklconv.datasets import load_mnist
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for part, n in [("train", 3), ("t10k", 1)]:
+    ...         images = bytes([0, 0, 8, 3, 0, 0, 0, n, 0, 0, 0, 28, 0, 0, 0, 28])
+    ...         labels = bytes([0, 0, 8, 1, 0, 0, 0, n])
+    ...         stem = Path(folder) / part
+    ...         _ = Path(f"{stem}-images-idx3-ubyte").write_bytes(images + bytes(n * 28 * 28))
+    ...         _ = Path(f"{stem}-labels-idx1-ubyte").write_bytes(labels + bytes(n))
+    ...     X_train, X_test, y_train, y_test = load_mnist(folder)
+    >>> X_train.shape, y_train, X_test.shape, y_test
+    ((3, 28, 28), array([0, 0, 0]), (1, 28, 28), array([0]))
+    """
+    if data_home is None:
+        shared = os.environ.get("SKLCONV_DATA")
+        if not shared:
+            return _fetch_mnist()
+        data_home = Path(shared) / "mnist"
+    folder = Path(data_home)
+    X_train, y_train = _read_part(folder, "train")
+    X_test, y_test = _read_part(folder, "t10k")
+    return X_train, X_test, y_train, y_test
+
+
+def _fetch_mnist():
+    # liac-arff reads this file without pandas, but takes several times as long.
+    parser = "pandas" if find_spec("pandas") else "liac-arff"
+    X, y = fetch_openml("mnist_784", version=1, as_frame=False, parser=parser, return_X_y=True)
+    expected = (_N_TRAIN + _N_TEST, prod(_IMAGE_SHAPE))
+    if X.shape != expected or y.shape != expected[:1]:
+        raise ValueError(
+            f"OpenML's 'mnist_784' came with data of shape {X.shape} and target of shape "
+            f"{y.shape}; expected {expected} and {expected[:1]}. Remove the incomplete copy from "
+            "scikit-learn's data home."
+        )
+    X = X.astype(np.uint8).reshape(-1, *_IMAGE_SHAPE)
+    y = y.astype(np.int64)
+    return X[:_N_TRAIN], X[_N_TRAIN:], y[:_N_TRAIN], y[_N_TRAIN:]
+
+
+def _read_part(folder, part):
+    images_path = _find_file(folder, f"{part}-images-idx3-ubyte")
+    labels_path = _find_file(folder, f"{part}-labels-idx1-ubyte")
+    images = _read_idx(images_path, n_dims=3)
+    labels = _read_idx(labels_path, n_dims=1)
+    if images.shape[1:] != _IMAGE_SHAPE:
+        height, width = images.shape[1:]
+        raise ValueError(f"{images_path} holds images of {height}×{width} pixels; expected 28×28.")
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{labels_path} holds {len(labels)} labels, but {images_path} {len(images)} images; "
+            "expected one label an image."
+        )
+    return images, labels.astype(np.int64)
+
+
+def _find_file(folder, name):
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder / name} is missing, and so is {name}.gz beside it.")
+
+
+def _read_idx(path, n_dims):
+    content = path.read_bytes()
+    if content.startswith(_GZIP_MAGIC):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from error
+    expected_magic, header_size = bytes([0, 0, _IDX_UINT8, n_dims]), 4 + 4 * n_dims
+    if content[:4] != expected_magic:
+        raise ValueError(
+            f"{path} is not an IDX file of unsigned bytes in {n_dims} dimensions: it begins with "
+            f"'{content[:4].hex(' ')}', expected '{expected_magic.hex(' ')}'."
+        )
+    if len(content) < header_size:
+        raise ValueError(
+            f"{path} is truncated: {len(content)} bytes, but the header of an IDX file of "
+            f"{n_dims} dimensions takes {header_size}."
+        )
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", count=n_dims, offset=4))
+    if len(content) - header_size != prod(shape):
+        raise ValueError(
+            f"{path} is truncated or too long: its header announces values of shape {shape}, "
+            f"{prod(shape)} bytes, but {len(content) - header_size} follow."
+        )
+    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape).copy()

@@ -1,0 +1,36 @@
+"""What all tests share: the environment, seeds and threads, and real data."""
+
+import os
+
+# Set before torch, numpy and scipy are imported, and inherited by joblib's worker processes: sums
+# are formed in the same order everywhere, and scikit-learn's array-API checks are switched on.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("SCIPY_ARRAY_API", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from sklconv.datasets import load_mnist
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Start each test from the same global random states, in whatever order tests run."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """``X_train, X_test, y_train, y_test``; an error if SKLCONV_DATA is set and holds no MNIST."""
+    if not os.environ.get("SKLCONV_DATA"):
+        pytest.skip("SKLCONV_DATA is not set: it names the folder that holds mnist/")
+    return load_mnist()
