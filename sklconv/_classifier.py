@@ -8,21 +8,13 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
 
+from ._devices import resolve_device
 from ._images import ImageFormat, channel_statistics, check_finite, check_images
 from ._inference import collect_outputs, read_images
-from ._net import (
-    OPTIMIZERS,
-    SCHEDULES,
-    ImageSet,
-    ProgressBar,
-    Training,
-    auto_batch_size,
-    make_net,
-    resolve_device,
-)
+from ._net import ImageSet, ProgressBar, Training, make_net
 from ._network import auto_layers, build_network, is_auto, seeded_draws, trace_network
+from ._optimization import OPTIMIZERS, SCHEDULES, auto_batch_size
 from ._randomness import generator
 from ._report import EPOCH_HEADER, as_table, format_epoch, format_layers, layer_rows
 from ._sklearn import (
@@ -75,7 +67,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         Number of passes over the training data.
     batch_size : int or "auto", default="auto"
         Images in a training batch. "auto": 128, and down to 8 for small data, about a
-        twentieth of them.
+        fortieth of them.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the training loss.
     augment : callable or None, default=None
@@ -430,10 +422,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         return tags
 
     def _outputs(self, X, finish):
-        check_is_fitted(self)
-        network = self.module_
         images = read_images(self, X)
-        return collect_outputs(self, images, lambda x: finish(network(x)), None)
+        network = self.module_
+        return collect_outputs(self, images, lambda x: finish(network(x)))
 
     def _read_training_data(self, X, y, *, reset):
         """Check X and y; return images (n, C, H, W) and labels (n,)."""
@@ -458,7 +449,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             return None
         if X_val is None or y_val is None:
             raise ValueError("X_val and y_val go together: one of them is missing")
-        images = read_images(self, X_val)
+        images = self._format.read(check_images(self, X_val, reset=False), type(self).__name__)
         check_finite(images, type(self).__name__)
         y_val = check_labels(y_val, images, "y_val")
         weights = combined_weights(sample_weight_val, None, images, y_val, "sample_weight_val")

@@ -11,11 +11,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import ConvNetClassifier
+from ._devices import resolve_device
 from ._images import ImageFormat, check_image_shape, check_images
 from ._inference import collect_outputs, iterate_outputs, read_images
 from ._modules import ImageNetwork, PreparePixels
-from ._net import resolve_device
-from ._network import device_of, trace_network
+from ._network import trace_network
 from ._sklearn import (
     Interval,
     StrOptions,
@@ -170,7 +170,6 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, n_features) and dtype float32
         """
-        check_is_fitted(self)
         return collect_outputs(self, read_images(self, X), self._features, self.batch_size)
 
     def transform_batches(self, X):
@@ -185,7 +184,6 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         ------
         ndarray of shape (batch, n_features) and dtype float32
         """
-        check_is_fitted(self)
         yield from iterate_outputs(self, read_images(self, X), self._features, self.batch_size)
 
     def get_feature_names_out(self, input_features=None):
@@ -236,7 +234,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
     def __getstate__(self):
         state = super().__getstate__()
         network = state.get("_network")
-        if network is not None and device_of(network).type != "cpu":
+        if network is not None and network.device.type != "cpu":
             # Else it could not be unpickled on a machine without a GPU.
             state = {**state, "_network": copy.deepcopy(network).cpu()}
         return state
@@ -288,10 +286,15 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         ]
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
-        return torch.cat(run_taps(self.module_, self._taps, self._deepest, x, self._pooled), dim=1)
+        activations = run_taps(self.module_, self._taps, self._deepest, x)
+        features = [
+            self._pooled(tap.name, activation)
+            for tap, activation in zip(self._taps, activations, strict=True)
+        ]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
     def _pooled(self, name, activation):
-        """One vector an image, sharing no memory with ``activation``."""
+        """One vector an image."""
         n, ndim = len(activation), activation.ndim
         if callable(self.pool):
             features = self.pool(activation)
@@ -301,16 +304,16 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
                     f"pool returned {came} for the activation {tuple(activation.shape)} of layer "
                     f"{name!r}; it must return a tensor of shape ({n}, n_features)"
                 )
-            return features.clone()
+            return features
         if ndim == 2:
-            return activation.clone()
+            return activation
         if ndim not in (3, 4):
             raise ValueError(
                 f"layer {name!r} puts out {tuple(activation.shape)} for {n} images, neither "
                 "vectors nor tokens nor feature maps; give a callable as pool"
             )
         if self.pool == "flatten":
-            return activation.clone(memory_format=torch.contiguous_format).flatten(1)
+            return activation.flatten(1)
         places = (2, 3) if ndim == 4 else 1
         return activation.amax(places) if self.pool == "max" else activation.mean(places)
 

@@ -13,6 +13,8 @@ CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
 # Rows whose checks and sums are made at a time: X may be larger than memory.
 CHUNK_BYTES = 32 * 2**20
+# Rows summed at a time: they stay in the processor's cache.
+CACHE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,13 @@ class ImageFormat:
                 f"X has {X.shape[1]} features, but {name} is expecting {c * h * w} features as "
                 f"input: images of shape {self.shape}"
             )
-        message = f"X of shape {X.shape} does not hold images of shape {self.shape}"
+        message = (
+            f"X of shape {X.shape} does not hold images of shape {self.shape}, which {name} was "
+            "fitted on"
+        )
         if X.shape in (self.shape, (h, w, c), (h, w)):
             message += "; it looks like a single image: pass X[None]"
-        return f"{message}, which {name} was fitted on"
+        return message
 
 
 def check_image_shape(image_shape):
@@ -110,10 +115,10 @@ def _infer_from_4d(x_shape, image_shape, data_format):
         if first == last == (1, 1, 1):
             return ImageFormat(first, CHANNELS_FIRST)
         if (first[0] <= 4) == (last[0] <= 4):
-            which = "both" if first[0] <= 4 else "neither"
+            which = "both axis 1 and axis 3 have" if first[0] <= 4 else "neither axis 1 nor 3 has"
             raise ValueError(
                 f"X of shape {x_shape} could be images of shape {first} (channels first) or "
-                f"{last} (channels last): {which} of the axes 1 and 3 has 1 to 4 channels. Say "
+                f"{last} (channels last): {which} 1 to 4 channels. Say "
                 f'data_format="{CHANNELS_FIRST}" or "{CHANNELS_LAST}", or give image_shape'
             )
         data_format = CHANNELS_FIRST if first[0] <= 4 else CHANNELS_LAST
@@ -176,6 +181,16 @@ def check_images(estimator, X, *, reset):
     return _as_numeric(X)
 
 
+def is_plain_array(X):
+    """Whether `check_images` has nothing to find in ``X`` but its values."""
+    return (
+        type(X) is np.ndarray
+        and X.dtype in (np.uint8, np.float32)
+        and 2 <= X.ndim <= 4
+        and X.size > 0
+    )
+
+
 def _as_numeric(X):
     if X.dtype.kind in "biuf":
         return X
@@ -204,9 +219,11 @@ def take_batch(images, index, device=None, estimator_name=None):
     elif not batch.flags.writeable or min(batch.strides) < 0:
         # torch takes neither arrays that it must not write to nor reversed ones.
         batch = batch.copy()
-    if estimator_name is not None and batch.dtype != np.uint8:
-        assert_all_finite(batch, estimator_name=estimator_name, input_name="X")
     tensor = torch.from_numpy(batch)
+    checked = estimator_name is not None and batch.dtype == np.float32
+    # The sum of all is finite where each is; else each is looked at, for the error.
+    if checked and not math.isfinite(tensor.sum()):
+        assert_all_finite(batch, estimator_name=estimator_name, input_name="X")
     return tensor if device is None else tensor.to(device, non_blocking=True)
 
 
@@ -226,26 +243,21 @@ def check_finite(images, estimator_name):
 def channel_statistics(images):
     """Return each channel's mean and standard deviation, two lists; a constant's std is 1."""
     channels = images.shape[1]
-    n_values = images.size // channels
-    total, squares = np.zeros(channels), np.zeros(channels)
+    n_values = math.prod(images.shape) // channels
     # The first pixel as origin keeps the squares small whatever the offset.
-    origin = images[0, :, 0, 0].astype(np.float64)
-    for chunk in _chunks(images):
+    origin = images[:1][0, :, 0, 0].astype(np.float64)
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for cut in slices(len(images), max(1, CACHE_BYTES // (math.prod(images.shape[1:]) * 8))):
+        # In float64 and in C order, so that the sums do not depend on X's memory layout.
+        rows = images[cut]
+        dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
+        block = torch.from_numpy(np.array(rows, dtype, order="C")).to(torch.float64)
         for channel in range(channels):
-            values = images[chunk, channel]
-            if values.dtype == np.uint8:
-                counts = np.bincount(values.reshape(-1), minlength=256)
-                centred = np.arange(256) - origin[channel]
-                total[channel] += counts @ centred
-                squares[channel] += counts @ centred**2
-            else:
-                # In C order, so that the sums do not depend on X's memory layout.
-                centred = np.array(values, dtype=np.float64, order="C") - origin[channel]
-                total[channel] += centred.sum()
-                squares[channel] += (centred**2).sum()
+            values = block[:, channel].reshape(-1) - origin[channel]
+            total[channel] += float(values.sum())
+            squares[channel] += float(torch.dot(values, values))
     mean = total / n_values
-    variance = np.maximum(squares / n_values - mean**2, 0)
-    std = np.sqrt(variance)
+    std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
     std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
     return (mean + origin).tolist(), std.tolist()
 

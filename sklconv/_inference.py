@@ -1,12 +1,12 @@
-"""Batches of images through a network, without gradients, to numpy arrays."""
+"""Batches of images through a fitted network, without gradients, to numpy arrays."""
 
 import math
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 
-from ._images import check_images, slices, take_batch
-from ._network import device_of
+from ._images import check_images, is_plain_array, slices, take_batch
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -17,51 +17,59 @@ PADDED_ROWS, PADDED_VALUES = 32, 64
 
 def read_images(estimator, X):
     """Check ``X`` against the images that ``estimator`` was fitted on; return ``(n, C, H, W)``."""
-    X = check_images(estimator, X, reset=False)
+    # check_is_fitted and validate_data alone cost a third of one image's way through a network.
+    if not estimator.__sklearn_is_fitted__():
+        check_is_fitted(estimator)
+    if not is_plain_array(X) or hasattr(estimator, "feature_names_in_"):
+        X = check_images(estimator, X, reset=False)
     return estimator._format.read(X, type(estimator).__name__)
 
 
-def iterate_outputs(estimator, images, run, batch_size):
-    """Yield what ``run`` makes of each batch of ``images``, as numpy arrays.
+def iterate_outputs(estimator, images, run, batch_size=None):
+    """Yield what ``run`` makes of each batch of ``images``, as float32 numpy arrays.
 
     Parameters
     ----------
     estimator : estimator
         Its ``module_`` is put into eval mode; its name stands in the errors.
-    images : array of shape (n, C, H, W)
+    images : array-like of shape (n, C, H, W)
     run : callable
         Takes a batch on the network's device; returns a tensor of as many rows.
     batch_size : int or None
 
     Yields
     ------
-    ndarray of shape (batch, n_outputs) and dtype float32
+    ndarray of shape (batch, n_outputs)
     """
-    network, name = estimator.module_, type(estimator).__name__
-    if any(module.training for module in network.modules()):
-        network.eval()
-    device = device_of(network)
-    pad = math.prod(images.shape[1:]) <= PADDED_VALUES
-    for index in slices(len(images), batch_size or DEFAULT_BATCH_SIZE):
-        batch = take_batch(images, index, device, estimator_name=name)
-        with torch.inference_mode():
-            output = run(_padded(batch)) if pad else run(batch)
-        yield output[: len(batch)].float().cpu().numpy()
+    cuts = slices(len(images), batch_size or DEFAULT_BATCH_SIZE)
+    yield from (_evaluate(estimator, images, cut, run) for cut in cuts)
 
 
-def collect_outputs(estimator, images, run, batch_size):
+def collect_outputs(estimator, images, run, batch_size=None):
     """Return what `iterate_outputs` yields as one array."""
-    n, start, collected = len(images), 0, None
+    n, start = len(images), 0
+    if n <= (batch_size or DEFAULT_BATCH_SIZE):
+        return _evaluate(estimator, images, slice(0, n), run)
     for rows in iterate_outputs(estimator, images, run, batch_size):
-        if collected is None:
+        if start == 0:
             collected = np.empty((n, *rows.shape[1:]), dtype=np.float32)
         collected[start : start + len(rows)] = rows
         start += len(rows)
     return collected
 
 
-def _padded(batch):
-    missing = PADDED_ROWS - len(batch)
-    if missing <= 0:
-        return batch
-    return torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))])
+def _evaluate(estimator, images, cut, run):
+    network = estimator.module_
+    if network.has_training_parts():
+        network.eval()
+    batch = take_batch(images, cut, network.device, estimator_name=type(estimator).__name__)
+    n, missing = len(batch), 0
+    if math.prod(images.shape[1:]) <= PADDED_VALUES:
+        missing = max(PADDED_ROWS - n, 0)
+    with torch.inference_mode():
+        if missing:
+            batch = torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))])
+        output = run(batch)
+        if missing:
+            output = output[:n]
+        return output.float().cpu().numpy()

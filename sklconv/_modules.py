@@ -1,6 +1,7 @@
 """Torch modules that networks of declarative layers are made of."""
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ ACTIVATIONS = {
     "softplus": F.softplus,
 }
 
-# Monotone functions change places with max-pooling and give the same bits.
+# Monotone functions change places with max-pooling and give the same numbers: the piecewise
+# linear ones to the bit, the others to rounding.
 MONOTONE = frozenset({None, "relu", "leaky_relu", "elu", "selu", "sigmoid", "tanh", "softplus"})
 
 
@@ -33,15 +35,19 @@ class PreparePixels(nn.Module):
         super().__init__()
         self.standardize = mean is not None
         if self.standardize:
-            self.register_buffer("mean", _per_channel(mean))
             self.register_buffer("scale", _per_channel([1 / s for s in std]))
+            self.register_buffer(
+                "shift", _per_channel([-m / s for m, s in zip(mean, std, strict=True)])
+            )
 
     def forward(self, x):  # (N, C, H, W), any real dtype -> float32
+        # A copy: neither this nor what comes behind may write into X.
+        pixels = x.to(torch.float32, copy=True)
         if self.standardize:
-            return (as_channels_last(x) - self.mean).mul_(self.scale)
-        # A copy: a user's module may write into its input.
-        pixels = as_channels_last(x, copy=True)
-        return pixels.div_(255) if x.dtype == torch.uint8 else pixels
+            pixels.mul_(self.scale).add_(self.shift)
+        elif x.dtype == torch.uint8:
+            pixels.div_(255)
+        return as_channels_last(pixels)
 
 
 class ImageNetwork(nn.Module):
@@ -51,6 +57,19 @@ class ImageNetwork(nn.Module):
         super().__init__()
         self.prepare = prepare
         self.body = body
+        # Walking through the modules and parameters of a small network takes as long as a
+        # layer of it: they are noted once.
+        self._parts = list(body.modules())
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    @property
+    def device(self):
+        """Where the network's weights lie."""
+        return self._anchor.device
+
+    def has_training_parts(self):
+        """Whether any part is in training mode."""
+        return any([part.training for part in self._parts])  # noqa: C419  (a list is faster)
 
     def forward(self, x):  # (N, C, H, W) -> the body's output
         return self.body(self.prepare(x))
@@ -78,8 +97,6 @@ class _Activated:
     """A linear map and the activation behind it."""
 
     activation: str | None
-    weight: torch.Tensor
-    bias: torch.Tensor
 
     def reset_parameters(self):
         """Leave the weights to `initialize`, which has a generator of its own."""
@@ -92,7 +109,8 @@ class _Activated:
 
     def initialize(self, kernel_init, generator):
         """Draw the weights from ``generator``."""
-        initialize_weights(self.weight, self.bias, kernel_init, generator)
+        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
+        initialize_weights(weight, bias, kernel_init, generator)
 
 
 class ConvActivation(_Activated, nn.Conv2d):
@@ -103,7 +121,15 @@ class ConvActivation(_Activated, nn.Conv2d):
         self.activation = activation
 
     def linear(self, x):
-        return nn.Conv2d.forward(self, x)
+        if self.padding != "same":
+            return nn.Conv2d.forward(self, x)
+        # An even kernel, the odd zero behind: torch does the same, but warns that it copies.
+        rows, columns = (size - 1 for size in self.kernel_size)
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(x, self.weight, self.bias)
+
+    def forward(self, x):
+        return self.activate(self.linear(x))
 
 
 class LinearActivation(_Activated, nn.Linear):
@@ -167,6 +193,78 @@ class Dropout(nn.Module):
         return f"rate={self.rate}"
 
 
+class LayerStack(nn.Sequential):
+    """Declarative layers one behind another.
+
+    Max-pooling and a monotone activation in front of it change places where nobody observes
+    what lies between: the same numbers from a quarter of the work.
+    """
+
+    def arrange(self):
+        """Note which layers change places with the one behind them; call when all are in."""
+        named = list(self.named_children())
+        self._stages = []
+        while named:
+            name, module = named.pop(0)
+            pool_name, pool = None, None
+            if named and _commute(module, named[0][1]):
+                pool_name, pool = named.pop(0)
+            self._stages.append((name, module, pool_name, pool))
+
+    def use_generator(self, generator):
+        """Draw dropout masks from ``generator``; None: from torch's own."""
+        for module in self:
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+    def forward(self, x):
+        for _, step in self._steps(_is_observed):
+            x = step(x)
+        return x
+
+    def activations(self, x, names):
+        """Return a dict of what the layers ``names`` put out; those behind them do not run.
+
+        The name ``""`` stands for the output of all.
+        """
+        wanted = {self._modules[name] for name in names if name}
+        found = {}
+        for name, step in self._steps(wanted.__contains__):
+            x = step(x)
+            if name in names:
+                found[name] = x
+                if len(found) == len(names):
+                    return found
+        return {**found, "": x}
+
+    def _steps(self, is_observed):
+        """Yield name and function of each layer; layers that change places are one step."""
+        for name, module, pool_name, pool in self._stages:
+            if pool is None:
+                yield name, module
+            elif is_observed(module) or is_observed(pool):
+                yield name, module
+                yield pool_name, pool
+            else:
+                yield pool_name, partial(_pool_first, module, pool)
+
+
+def _pool_first(module, pool, x):
+    return module.activate(pool(module.linear(x)))
+
+
+def _commute(module, following):
+    return (
+        isinstance(module, ConvActivation)
+        and isinstance(following, nn.MaxPool2d)
+        and module.activation in MONOTONE
+    )
+
+
+def _is_observed(module):
+    return module._forward_hooks or module._forward_pre_hooks
+
+
 def random_bytes_like(x, generator):
     """Uniform random bytes in the shape and memory layout of ``x``."""
     words = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64)
@@ -177,14 +275,13 @@ def random_bytes_like(x, generator):
     return flat.as_strided(x.shape, strides)
 
 
-def as_channels_last(x, *, copy=False):
-    """``x`` as float32 in channels-last memory layout, which CPU and GPU kernels prefer."""
-    x = x.to(torch.float32, memory_format=torch.channels_last, copy=copy)
+def as_channels_last(x):
+    """``x`` in channels-last memory layout, which CPU and GPU kernels prefer."""
     n, c, h, w = x.shape
     if c == 1 and x.is_contiguous():
         # Both layouts are one in memory; only the strides tell torch which is meant.
-        x = x.as_strided((n, c, h, w), (h * w, 1, w, 1))
-    return x
+        return x.as_strided((n, c, h, w), (h * w, 1, w, 1))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def initialize_weights(weight, bias, kernel_init, generator):

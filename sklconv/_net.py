@@ -2,7 +2,6 @@
 
 import copy
 import dis
-import inspect
 import math
 import time
 from collections.abc import Callable
@@ -16,19 +15,7 @@ from skorch.dataset import Dataset
 from skorch.utils import TeeGenerator
 
 from ._images import slices, take_batch
-
-OPTIMIZERS = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adagrad": torch.optim.Adagrad,
-    "adadelta": torch.optim.Adadelta,
-    "nadam": torch.optim.NAdam,
-    "lbfgs": torch.optim.LBFGS,
-}
-# These update all weights in one kernel instead of several a weight.
-FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
+from ._optimization import OPTIMIZERS, optimizer_settings
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
 ENGINE_OWNED = {"module", "iterator_train", "iterator_valid", "dataset", "train_split", "classes"}
@@ -58,12 +45,6 @@ class ImageSet:
     def as_dataset(self):
         """Return it as skorch's callbacks expect it."""
         return Dataset(self.images, self.targets.cpu().numpy())
-
-    def batch(self, index, device):
-        """Return the rows that ``index``, a slice or an array of rows, names."""
-        rows = index if isinstance(index, slice) else torch.from_numpy(index)
-        weights = None if self.weights is None else self.weights[rows]
-        return take_batch(self.images, index, device), self.targets[rows], weights
 
 
 @dataclass
@@ -128,7 +109,7 @@ class LeanNet(NeuralNetClassifier):
         for epoch in range(training.epochs):
             started = time.perf_counter()
             self.notify("on_epoch_begin", **datasets)
-            lrs = None if factors is None else [f * np.array(base_lrs) for f in factors[epoch]]
+            lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
             row = self._train_epoch(training, cuts, lrs)
             row |= self._validate(training)
             row |= {"lr": groups[0]["lr"], "duration": time.perf_counter() - started}
@@ -139,30 +120,53 @@ class LeanNet(NeuralNetClassifier):
                 break
             if stopping is not None and stopping.should_stop(self.module_, row["valid_loss"]):
                 break
-        for group, lr in zip(groups, base_lrs, strict=True):
-            group["lr"] = lr
+        self._set_lrs(base_lrs)
         if stopping is not None:
             stopping.restore_best(self.module_)
 
     def _train_epoch(self, training, cuts, lrs):
-        module, device = self.module_, self.device
+        """Train on all batches; what a GPU computes is not waited for before the end."""
+        module, data = self.module_, training.train
         module.train()
-        order = torch.randperm(len(training.train), generator=training.order).numpy()
-        losses, hits = [], []
+        order = torch.randperm(len(data), generator=training.order)
+        rows, targets = order.numpy(), data.targets[order.to(data.targets.device)]
+        weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
+        losses, winners = [], []
         for number, cut in enumerate(cuts):
             if lrs is not None:
-                for group, lr in zip(self.optimizer_.param_groups, lrs[number], strict=True):
-                    group["lr"] = float(lr)
-            x, y, weights = training.train.batch(order[cut], device)
+                self._set_lrs(lrs[number])
+            x, y = take_batch(data.images, rows[cut], self.device), targets[cut]
             if training.augment is not None:
                 x = _augmented(x, training.augment, module)
-            loss, logits = self._train_batch(x, y, weights)
+            loss, logits = self._train_batch(x, y, None if weights is None else weights[cut])
             training.n_batches += 1
             losses.append(loss.detach())
-            hits.append((logits.detach().argmax(1) == y).sum())
-            if device == "cpu" and not math.isfinite(loss.item()):
+            winners.append(logits.detach().argmax(1))
+            if self.device == "cpu" and not math.isfinite(losses[-1]):
                 break
-        return self._summarize(losses, hits, cuts, len(training.train))
+        self._check_losses(losses, cuts)
+        sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
+        hits = torch.cat(winners) == targets
+        return {
+            "train_loss": float(torch.stack(losses).cpu().double() @ sizes) / len(data),
+            "train_accuracy": float(hits.sum()) / len(data),
+        }
+
+    def _set_lrs(self, lrs):
+        for group, lr in zip(self.optimizer_.param_groups, lrs, strict=True):
+            group["lr"] = lr
+
+    def _check_losses(self, losses, cuts):
+        finite = torch.isfinite(torch.stack(losses)).tolist()
+        if all(finite):
+            return
+        batch = finite.index(False)
+        lr = self.optimizer_.param_groups[0]["lr"]
+        raise ValueError(
+            f"the loss became {float(losses[batch])} in epoch {len(self.history)}, batch "
+            f"{batch + 1} of {len(cuts)}, at a learning rate of {lr:.3g}: take a smaller lr, or "
+            "check the scale of X"
+        )
 
     def _train_batch(self, x, y, weights):
         listened = bool(self.callbacks_)
@@ -194,7 +198,9 @@ class LeanNet(NeuralNetClassifier):
         self.module_.eval()
         total, hits = 0.0, 0
         for cut in slices(len(training.valid), training.batch_size):
-            x, y, weights = training.valid.batch(cut, self.device)
+            data = training.valid
+            x, y = take_batch(data.images, cut, self.device), data.targets[cut]
+            weights = None if data.weights is None else data.weights[cut]
             if self.callbacks_:
                 self.notify("on_batch_begin", batch=(x, y), training=False)
             with torch.no_grad():
@@ -219,22 +225,6 @@ class LeanNet(NeuralNetClassifier):
             # counts less than a batch of heavy ones.
             losses = losses * weights
         return losses.mean() if losses.ndim else losses
-
-    def _summarize(self, losses, hits, cuts, n):
-        losses = torch.stack(losses).cpu().numpy().astype(np.float64)
-        if not np.isfinite(losses).all():
-            batch = int(np.flatnonzero(~np.isfinite(losses))[0])
-            lr = self.optimizer_.param_groups[0]["lr"]
-            raise ValueError(
-                f"the loss became {losses[batch]} in epoch {len(self.history)}, batch "
-                f"{batch + 1} of {len(cuts)}, at a learning rate of {lr:.3g}: take a smaller "
-                "lr, or check the scale of X"
-            )
-        sizes = np.array([cut.stop - cut.start for cut in cuts])
-        return {
-            "train_loss": float(losses @ sizes / n),
-            "train_accuracy": int(torch.stack(hits).sum()) / n,
-        }
 
     def _record(self, row):
         for key, value in row.items():
@@ -311,7 +301,7 @@ def make_net(
             )
         net_params["criterion__reduction"] = "none"
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
-    settings = _optimizer_settings(optimizer, weight_decay, device) | (optimizer_params or {})
+    settings = optimizer_settings(optimizer, weight_decay, device) | (optimizer_params or {})
     net_params.setdefault("criterion", torch.nn.CrossEntropyLoss)
     net = LeanNet(
         network,
@@ -336,32 +326,6 @@ def _check_net_params(net_params):
             raise ValueError(f"net_params: {key!r} is set by the engine and can't be given")
         if key in CLASSIFIER_OWNED:
             raise ValueError(f"net_params: {key!r} is a parameter of ConvNetClassifier itself")
-
-
-def _optimizer_settings(optimizer, weight_decay, device):
-    accepted = inspect.signature(optimizer).parameters
-    settings = {}
-    if "weight_decay" in accepted:
-        settings["weight_decay"] = weight_decay
-    if optimizer in FUSED and torch.device(device).type in ("cpu", "cuda"):
-        settings["fused"] = True
-    return settings
-
-
-def resolve_device(device):
-    """Return the name of the torch device that ``device`` means; raise if it is not there."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={device!r} is not to be had here ({reason}); take 'auto' or 'cpu'"
-        ) from None
-    return device
 
 
 class _EarlyStopping:
@@ -409,34 +373,6 @@ def training_batches(n, size):
     if len(cuts) > 1 and cuts[-1].stop - cuts[-1].start == 1:
         cuts[-2:] = [slice(cuts[-2].start, n)]
     return cuts
-
-
-def one_cycle(n_steps):
-    """Factors of the learning rate: up from 1/25 for 30% of the steps, then down to nearly 0.
-
-    L. N. Smith and N. Topin, "Super-convergence: very fast training of neural networks using
-    large learning rates", 2019; the cosine form and the figures are torch's `OneCycleLR`'s.
-    """
-    peak = max(0.3 * n_steps - 1, 0)
-    step = np.arange(n_steps)
-    up = np.clip(step / peak, 0, 1) if peak else np.ones(n_steps)
-    down = np.clip((step - peak) / max(n_steps - 1 - peak, 1), 0, 1)
-    rising = 1 + (1 / 25 - 1) * (1 + np.cos(np.pi * up)) / 2
-    falling = (1 - 4e-6) * (1 + np.cos(np.pi * down)) / 2 + 4e-6
-    return np.where(step < peak, rising, falling)
-
-
-def cosine(n_steps):
-    """Factors of the learning rate: half a cosine from 1 to 0 (Loshchilov and Hutter, 2017)."""
-    return (1 + np.cos(np.pi * np.arange(n_steps) / n_steps)) / 2
-
-
-SCHEDULES = {"onecycle": one_cycle, "cosine": cosine}
-
-
-def auto_batch_size(n):
-    """Return a batch size that leaves about 20 steps an epoch, from 8 to 128."""
-    return min(max(2 ** round(math.log2(max(n, 20) / 20)), 8), 128)
 
 
 def _augmented(x, augment, module):

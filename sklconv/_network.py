@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from . import layers
-from ._modules import MONOTONE, ConvActivation, Dropout, ImageNetwork, PreparePixels
+from ._modules import ImageNetwork, LayerStack, PreparePixels
 from ._randomness import generator, seeded_global_states
 from ._taps import trace_layers
 
@@ -17,7 +17,7 @@ from ._taps import trace_layers
 def auto_layers():
     """The layers of ``module="auto"``: a small CNN that any image from 1×1 up can bear."""
     return [
-        ("conv1", layers.Conv(32, 5, padding="same")),
+        ("conv1", layers.Conv(32, 3, padding="same")),
         ("pool1", layers.MaxPool("auto")),
         ("conv2", layers.Conv(64, 3, padding="same")),
         ("pool2", layers.MaxPool("auto")),
@@ -98,62 +98,30 @@ class TorchModule(BaseEstimator):
         return module
 
 
-class LayerStack(nn.Sequential):
-    """Declarative layers one behind another.
-
-    Max-pooling and a monotone activation in front of it change places where nobody observes
-    what lies between: the same numbers from a quarter of the work.
-    """
-
-    def use_generator(self, generator):
-        """Draw dropout masks from ``generator``; None: from torch's own."""
-        for module in self:
-            if isinstance(module, Dropout):
-                module.generator = generator
-
-    def forward(self, x):
-        modules = list(self)
-        position = 0
-        while position < len(modules):
-            module = modules[position]
-            following = modules[position + 1] if position + 1 < len(modules) else None
-            if _commute(module, following):
-                x = module.activate(following(module.linear(x)))  # type: ignore[operator, misc]
-                position += 2
-            else:
-                x = module(x)
-                position += 1
-        return x
-
-
-def _commute(module, following):
-    return (
-        isinstance(module, ConvActivation)
-        and isinstance(following, nn.MaxPool2d)
-        and module.activation in MONOTONE
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (following._forward_hooks or following._forward_pre_hooks)
-    )
-
-
 def build_layers(steps, image_shape, n_classes, generator):
     """Return a `LayerStack` of ``steps``, ``(name, layer)`` pairs, for images of this shape."""
     check_layers(steps)
     steps = [(name, layer) for name, layer in steps if not _is_passthrough(layer)]
+    names = {name for name, _ in steps}
     if not any(_is_output(layer) for _, layer in steps):
+        if "output" in names:
+            raise ValueError(
+                "module: layer 'output' is none: the output layer, Dense('n_classes', "
+                "activation=None), is added at the end. Make it that, or take another name"
+            )
         steps = [*steps, ("output", layers.Dense("n_classes", activation=None))]
     stack, shape = LayerStack(), tuple(image_shape)
     for name, layer in steps:
         if isinstance(layer, layers.Dense) and len(shape) == 3:
-            shape = _append(
-                stack, _unused(stack, "flatten"), layers.Flatten(), shape, n_classes, generator
-            )
+            unused = _unused(names, "flatten")
+            shape = _append(stack, unused, layers.Flatten(), shape, n_classes, generator)
         shape = _append(stack, name, layer, shape, n_classes, generator)
     if shape != (n_classes,):
         raise ValueError(
             f"module: the last layer {steps[-1][0]!r} puts out {_show(shape)}, but there are "
             f"{n_classes} classes; what stands behind Dense('n_classes') must keep its shape"
         )
+    stack.arrange()
     return stack
 
 
@@ -171,7 +139,7 @@ def check_layers(steps):
                 f"module: layer {name!r} is {layer!r}, neither a layer of sklconv.layers nor "
                 "'passthrough'"
             )
-        if not name or "." in name or hasattr(nn.Sequential, name):
+        if not name or "." in name or hasattr(LayerStack(), name):
             raise ValueError(f"module: {name!r} can't be a layer's name in torch; take another")
 
 
@@ -187,8 +155,7 @@ def _append(stack, name, layer, shape, n_classes, generator):
     return output_shape
 
 
-def _unused(stack, name):
-    taken = dict(stack.named_children())
+def _unused(taken, name):
     return next(n for n in (name, *(f"{name}{i}" for i in range(2, 1000))) if n not in taken)
 
 
@@ -230,7 +197,7 @@ def seeded_draws(network, seed, users_code):
     body = network.body
     declarative = isinstance(body, LayerStack)
     if declarative:
-        body.use_generator(generator(seed, device_of(network)))
+        body.use_generator(generator(seed, network.device))
     try:
         with nullcontext() if declarative and not users_code else seeded_global_states(seed):
             yield
@@ -243,7 +210,7 @@ def build_body(module, image_shape, n_classes, generator):
     """Return what ``module=`` means as a new torch module, its output not yet checked."""
     if is_auto(module):
         module = auto_layers()
-    if isinstance(module, (list, tuple)):
+    if isinstance(module, list):
         return build_layers(module, image_shape, n_classes, generator)
     if isinstance(module, TorchModule):
         return module.build(image_shape, n_classes)
@@ -261,7 +228,7 @@ def trace_network(network, image_shape, n_outputs=None):
 
     Raises unless it takes images of this shape and puts out ``n_outputs`` columns.
     """
-    blank = torch.zeros(2, *image_shape, device=device_of(network))
+    blank = torch.zeros(2, *image_shape, device=network.device)
     try:
         calls, output = trace_layers(network.eval().body, lambda: network(blank))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -273,8 +240,3 @@ def trace_network(network, image_shape, n_outputs=None):
             f"must have shape (2, {n_outputs}), one column a class"
         )
     return calls, output
-
-
-def device_of(network):
-    """Return the device that ``network``'s weights lie on."""
-    return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))

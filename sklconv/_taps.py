@@ -3,11 +3,14 @@
 import difflib
 import fnmatch
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 
 import torch
 from torch import nn
+
+from ._modules import LayerStack
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,9 @@ class LayerCall:
     module: nn.Module
     input: object
     output: torch.Tensor
+    # How often they had been written into by then: what follows may work in place.
+    input_version: int
+    output_version: int
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,15 @@ def trace_layers(body, run):
     but a tensor are left out.
     """
     calls, handles = [], []
+    thread = threading.get_ident()
 
     def record(name):
         def hook(module, inputs, output):
-            if isinstance(output, torch.Tensor):
-                calls.append(LayerCall(name, module, inputs[0] if inputs else None, output))
+            # Another thread's pass through the same module is none of this one's business.
+            if isinstance(output, torch.Tensor) and threading.get_ident() == thread:
+                first = inputs[0] if inputs else None
+                versions = _version(first), _version(output)
+                calls.append(LayerCall(name, module, first, output, *versions))
 
         return hook
 
@@ -55,6 +65,11 @@ def trace_layers(body, run):
         for handle in handles:
             handle.remove()
     return calls, output
+
+
+def _version(value):
+    tracked = isinstance(value, torch.Tensor) and not value.is_inference()
+    return value._version if tracked else 0
 
 
 def layer_names(calls):
@@ -111,12 +126,13 @@ def _output_tap(name, calls):
 def _penultimate(calls, output):
     """The tap on what feeds the last linear layer, if that one's output is the network's."""
     linear = [i for i, call in enumerate(calls) if isinstance(call.module, nn.Linear)]
-    if not linear or calls[linear[-1]].output is not output:
+    last = calls[linear[-1]] if linear else None
+    if last is None or last.output is not output or last.output_version != _version(output):
         return Tap("penultimate", "", 1)
-    last = calls[linear[-1]]
     for call in calls[: linear[-1]]:
-        # Also under the name of the first that put it out: dropout hands its input on.
-        if call.output is last.input:
+        # Also under the name of the first that put it out so: dropout hands its input on, but
+        # ReLU may have written into it since.
+        if call.output is last.input and call.output_version == last.input_version:
             return _output_tap(call.name, calls)
     n_calls = sum(call.name == last.name for call in calls)
     return Tap("penultimate", last.name, n_calls, of_input=True)
@@ -126,55 +142,73 @@ class _Done(Exception):
     """Ends a pass whose last wanted activation is there."""
 
 
-def run_taps(network, taps, deepest, x, reduce):
-    """Return what ``reduce`` makes of each tap's activation for the batch ``x``.
+def run_taps(network, taps, deepest, x):
+    """Return each tap's activation for the batch ``x``.
 
     Parameters
     ----------
     network : ImageNetwork
     taps : list of Tap
     deepest : Tap
-        The one behind which the pass may stop.
+        The one behind which the pass stops.
     x : torch.Tensor of shape (N, C, H, W)
-    reduce : callable
-        Takes a layer's name and its activation; its result must not share memory with it,
-        since what comes behind may work in place.
 
     Returns
     -------
     list of torch.Tensor
     """
-    found: dict[Tap, torch.Tensor] = {}
-    calls: dict[Tap, int] = {}
-    handles = []
-    thread = threading.get_ident()
+    if isinstance(network.body, LayerStack):
+        found = network.body.activations(network.prepare(x), {tap.module for tap in taps})
+        return [found[tap.module] for tap in taps]
+    hooks = _Hooks(taps, deepest)
+    with hooks.on(network.body):
+        network(x)
+    return [hooks.found[tap] for tap in taps]
 
-    def capture(tap):
+
+class _Hooks:
+    """Captures the activations of one pass in one thread, and ends it behind the deepest."""
+
+    def __init__(self, taps, deepest):
+        self.taps, self.deepest = taps, deepest
+        self.found: dict[Tap, torch.Tensor] = {}
+        self.calls = dict.fromkeys(taps, 0)
+        self.thread = threading.get_ident()
+
+    @contextmanager
+    def on(self, body):
+        handles = []
+        try:
+            for tap in self.taps:
+                module = body.get_submodule(tap.module)
+                hook = self._hook(tap)
+                handles.append(
+                    module.register_forward_pre_hook(hook)
+                    if tap.of_input
+                    else module.register_forward_hook(hook)
+                )
+            yield
+        except _Done:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, tap):
         def hook(module, inputs, output=None):
             # Another thread's pass through the same module is none of this one's business.
-            if threading.get_ident() != thread:
-                return
-            calls[tap] = calls.get(tap, 0) + 1
-            found[tap] = reduce(tap.name, inputs[0] if tap.of_input else output)
-            if tap == deepest and calls[tap] == tap.n_calls and len(found) == len(taps):
-                raise _Done
+            if threading.get_ident() == self.thread:
+                self._capture(tap, inputs[0] if tap.of_input else output)
 
         return hook
 
-    try:
-        for tap in taps:
-            module = network.body.get_submodule(tap.module)
-            register = (
-                module.register_forward_pre_hook if tap.of_input else module.register_forward_hook
-            )
-            handles.append(register(capture(tap)))
-        network(x)
-    except _Done:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [found[tap] for tap in taps]
+    def _capture(self, tap, activation):
+        self.calls[tap] += 1
+        # A copy: what comes behind may work in place.
+        self.found[tap] = activation.clone()
+        was_last_call = tap == self.deepest and self.calls[tap] == tap.n_calls
+        if was_last_call and len(self.found) == len(self.taps):
+            raise _Done
 
 
 def find_deepest(taps, calls):

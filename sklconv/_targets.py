@@ -38,8 +38,11 @@ def combined_weights(sample_weight, class_weight, images, y, name):
         )
     if class_weight is not None:
         of_class = compute_sample_weight(class_weight, y)
+        if of_class.min() < 0:
+            raise ValueError(f"class_weight={class_weight} holds negative weights")
         weights = of_class if weights is None else weights * of_class
     if weights is not None and not weights.sum() > 0:
+        name = "class_weight" if sample_weight is None else name
         raise ValueError(f"{name}: all weights are zero, so there is nothing to learn from")
     return weights
 

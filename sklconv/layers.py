@@ -200,6 +200,11 @@ class _Pool(Layer):
         output = [
             _pooled(n, k, s, self.ceil_mode) for n, k, s in zip(image, size, stride, strict=True)
         ]
+        if min(output) < 1:
+            raise ValueError(
+                f"a window of {_by(size)} and a stride of {_by(stride)} fit nowhere on its input "
+                f"of {_by(image)} pixels; take a smaller size, or leave the layer out"
+            )
         module = self._torch_class(size, stride=stride, ceil_mode=self.ceil_mode)
         return module, (channels, *output)
 
@@ -468,7 +473,9 @@ def _kernel_init(value):
     if isinstance(value, str):
         return value
     if value[:1] == ("normal",) and len(value) == 2 and isinstance(value[1], Real):
-        return value
+        if float(value[1]) >= 0:
+            return value
+        raise ValueError(f"kernel_init={value!r} has a negative standard deviation")
     raise ValueError(
         f"kernel_init={value!r} is none of {', '.join(sorted(_KERNEL_INITS))} or ('normal', std)"
     )

@@ -1,12 +1,15 @@
 import gzip
 import hashlib
 import struct
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from sklconv import datasets
-from sklconv.datasets import load_mnist
+from sklconv.datasets import load_images, load_mnist
 
 NAMES = [
     "train-images-idx3-ubyte",
@@ -248,3 +251,195 @@ def test_mnist_is_the_published_one(mnist):
     assert X_train.dtype == X_test.dtype == np.uint8
     assert y_train.dtype == y_test.dtype == np.int64
     assert np.bincount(y_test).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Paths of seven images, and a folder for what is made of them."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    paths = [tmp_path / "photos" / f"foto {number} ä.png" for number in range(7)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "made").mkdir()
+    return paths, tmp_path / "made"
+
+
+def decoded(paths, mode, size):
+    """The same by Pillow, as (n, C, H, W)."""
+    images = []
+    for path in paths:
+        image = Image.open(path).convert(mode).resize(size[::-1], Image.Resampling.BILINEAR)
+        images.append(np.asarray(image).reshape(*size, -1).transpose(2, 0, 1))
+    return np.stack(images)
+
+
+IMAGE_SHAPES = [((6, 5), "L"), ([6, 5], "L"), ((1, 6, 5), "L"), ((3, 12, 10), "RGB")]
+
+
+@pytest.mark.parametrize(("image_shape", "mode"), IMAGE_SHAPES)
+def test_images_are_those_of_pillow(photos, image_shape, mode):
+    paths, _ = photos
+    X = load_images(paths, image_shape)
+    assert type(X) is np.ndarray
+    assert X.dtype == np.uint8
+    assert X.flags.c_contiguous
+    np.testing.assert_array_equal(X, decoded(paths, mode, image_shape[-2:]))
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda paths: [str(path) for path in paths],
+        lambda paths: np.array([str(path) for path in paths]),
+        lambda paths: pd.DataFrame({"file": [str(path) for path in paths]}),
+        lambda paths: [path.read_bytes() for path in paths],
+        lambda paths: [Image.open(path) for path in paths],
+    ],
+    ids=["str", "array", "DataFrame", "bytes", "PIL"],
+)
+def test_images_of_each_kind(photos, container):
+    paths, _ = photos
+    X = load_images(container(paths), (3, 6, 5))
+    np.testing.assert_array_equal(X, decoded(paths, "RGB", (6, 5)))
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("to", ["new array", "array", "memmap", "file"])
+def test_images_in_batches(photos, monkeypatch, max_batch, to):
+    paths, folder = photos
+    monkeypatch.setattr(datasets, "_MAX_BATCH", max_batch)
+    out = {
+        "new array": lambda: None,
+        "array": lambda: np.empty((7, 3, 6, 5), np.uint8),
+        "memmap": lambda: np.lib.format.open_memmap(
+            folder / "X.npy", "w+", dtype=np.uint8, shape=(7, 3, 6, 5)
+        ),
+        "file": lambda: folder / "X.npy",
+    }[to]()
+    X = load_images(paths, (3, 6, 5), out=out)
+    np.testing.assert_array_equal(X, decoded(paths, "RGB", (6, 5)))
+    if isinstance(out, np.ndarray):
+        assert X is out
+
+
+def test_batches_are_bounded_in_bytes(photos, monkeypatch):
+    paths, _ = photos
+    sizes = []
+    batches = datasets.ImageFiles.batches
+
+    def spy(self, indices):
+        for batch in batches(self, indices):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(datasets.ImageFiles, "batches", spy)
+    monkeypatch.setattr(datasets, "CHUNK_BYTES", 3 * 6 * 5 * 3)
+    load_images(paths, (3, 6, 5))
+    assert sizes == [3, 3, 1]
+
+
+@pytest.mark.parametrize("as_type", [str, lambda path: path])
+@pytest.mark.parametrize("name", ["X.npy", "ohne Endung"])
+def test_images_in_a_file(photos, as_type, name):
+    paths, folder = photos
+    X = load_images(paths, (3, 6, 5), out=as_type(folder / name))
+    assert isinstance(X, np.memmap)
+    assert not X.flags.writeable
+    assert [path.name for path in folder.iterdir()] == [name]
+    np.testing.assert_array_equal(np.load(folder / name), decoded(paths, "RGB", (6, 5)))
+
+
+def test_a_file_is_replaced(photos):
+    paths, folder = photos
+    (folder / "X.npy").write_bytes(b"old")
+    load_images(paths, (6, 5), out=folder / "X.npy")
+    np.testing.assert_array_equal(np.load(folder / "X.npy"), decoded(paths, "L", (6, 5)))
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_bad_image_leaves_no_file(photos, monkeypatch, old):
+    paths, folder = photos
+    monkeypatch.setattr(datasets, "_MAX_BATCH", 2)
+    paths[5].write_bytes(paths[5].read_bytes()[:100])
+    if old is not None:
+        (folder / "X.npy").write_bytes(old)
+    with pytest.raises(ValueError, match=r"foto 5 ä\.png can't be read: .*truncated"):
+        load_images(paths, (6, 5), out=folder / "X.npy")
+    assert [path.read_bytes() for path in folder.iterdir()] == ([] if old is None else [old])
+
+
+def test_a_full_disk_leaves_no_file(photos, monkeypatch):
+    resource = pytest.importorskip("resource")  # not on Windows
+    paths, folder = photos
+    monkeypatch.setattr(datasets, "_MAX_BATCH", 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            load_images(paths, (3, 60, 50), out=folder / "X.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == []
+
+
+def test_reader_decides_the_dtype(photos):
+    paths, folder = photos
+
+    def reader(path):
+        return np.full((2, 3), int(Path(path).stem.split()[1]), dtype=np.uint16) * 1000
+
+    X = load_images(paths, (2, 3), reader=reader)
+    assert X.dtype == np.float32
+    assert X[:, 0, 0, 0].tolist() == [1000 * number for number in range(7)]
+    Y = load_images(paths, (2, 3), reader=reader, out=folder / "X.npy")
+    assert Y.dtype == np.float32
+    np.testing.assert_array_equal(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (np.empty((7, 6, 5), np.uint8), ValueError, r"shape \(7, 6, 5\) .* need \(7, 1, 6, 5\)"),
+        (np.empty((6, 1, 6, 5), np.uint8), ValueError, r"need \(7, 1, 6, 5\) and uint8"),
+        (np.empty((7, 1, 6, 5)), ValueError, "dtype float64; the images need .* and uint8"),
+        (np.broadcast_to(np.uint8(0), (7, 1, 6, 5)), ValueError, "read-only"),
+        ([], TypeError, "out must be an array, a path or None, not list"),
+    ],
+)
+def test_wrong_out(photos, out, error, message):
+    with pytest.raises(error, match=message):
+        load_images(photos[0], (6, 5), out=out)
+
+
+def test_out_is_no_folder(photos):
+    paths, folder = photos
+    with pytest.raises(IsADirectoryError, match=r"is a folder; give the name of a \.npy file"):
+        load_images(paths, (6, 5), out=folder)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_images(paths, (6, 5), out=folder / "nowhere" / "X.npy")
+
+
+@pytest.mark.parametrize("image_shape", [None, 28, (28,), (3, 0, 4), (3, 4.5, 4), "28x28"])
+def test_wrong_image_shape(photos, image_shape):
+    with pytest.raises(ValueError, match=r"image_shape=.*height, width"):
+        load_images(photos[0], image_shape)
+
+
+@pytest.mark.parametrize("paths", ["a.png", np.zeros((3, 4)), [1, 2], [["a.png"]]])
+def test_wrong_paths(paths):
+    with pytest.raises(TypeError, match="image files"):
+        load_images(paths, (6, 5))
+
+
+def test_no_paths():
+    with pytest.raises(ValueError, match="paths is empty"):
+        load_images([], (6, 5))
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_progress(photos, capsys, verbose):
+    load_images(photos[0], (6, 5), verbose=verbose)
+    output = capsys.readouterr()
+    assert ("7/7" in output.err) == bool(verbose)
+    assert output.out == ""

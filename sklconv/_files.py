@@ -1,0 +1,447 @@
+"""Image files as X: paths, file contents and PIL images, decoded batch by batch."""
+
+import errno
+import functools
+import importlib
+import io
+import os
+import sys
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
+
+import joblib
+import numpy as np
+
+# The formats that are read, whatever a file is called, and Pillow's modules for them: common
+# ones, and none whose decoder starts another program.
+FORMATS = {
+    "AVIF": "AvifImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "GIF": "GifImagePlugin",
+    "JPEG": "JpegImagePlugin",
+    "JPEG2000": "Jpeg2KImagePlugin",
+    "PNG": "PngImagePlugin",
+    "PPM": "PpmImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "WEBP": "WebPImagePlugin",
+}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# EXIF orientation to the transposition that undoes it; from 5 on width and height are exchanged.
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+# A JPEG decoder scales down by 2, 4 or 8 at little cost. Down to twice the size that is wanted,
+# the antialiased resize behind it differs by less than half a grey level in the mean.
+DRAFT_MARGIN = 2
+
+MAX_THREADS = 4
+
+# No fault of the file's: to take it for a bad image would hide it.
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+# Pillow opens files lazily, and an image that stands in X twice must not be loaded by two threads.
+_LOADING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_LOADING.acquire,
+        after_in_parent=_LOADING.release,
+        after_in_child=_LOADING.release,
+    )
+
+
+class BadImageError(ValueError):
+    """An image file that can't be read: ``name`` says which, ``reason`` why."""
+
+    def __init__(self, name, reason):
+        super().__init__(name, reason)  # both, so that it can be pickled
+        self.name, self.reason = name, reason
+
+    def __str__(self):
+        return f"{self.name} can't be read: {self.reason}"
+
+
+class _Unreadable(Exception):
+    """Why an image can't be read, before it is known what it is called."""
+
+
+@functools.cache
+def import_pillow():
+    """Return `PIL.Image`, its readers of `FORMATS` registered."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError(
+            'image files are read by Pillow: pip install "sklconv[images]"'
+        ) from None
+    for module in FORMATS.values():
+        try:
+            # Pillow itself imports them at need, which several threads must not do at a time.
+            importlib.import_module(f"PIL.{module}")
+        except ImportError:
+            pass  # AVIF came with Pillow 11.3
+    return Image
+
+
+def is_image_files(X):
+    """Whether ``X`` holds image files rather than pixels, judged by its first entry.
+
+    True for paths, bytes (what a file contains) and PIL images, in a list, a tuple, a 1-D array,
+    an array or DataFrame of one column, or a Series.
+    """
+    first = _entries(X, slice(1))
+    return bool(first) and _is_image_file(first[0])
+
+
+def as_file_list(X):
+    """Return ``X``, as `is_image_files` knows it, as a list; raise if an entry is none."""
+    files = _entries(X, slice(None))
+    if files is None:
+        came = f"{type(X).__name__}" + (f" of shape {X.shape}" if hasattr(X, "shape") else "")
+        raise TypeError(
+            "image files are given as a list, a 1-D array or a DataFrame of one column that "
+            f"holds paths, bytes or PIL images, not as {came}"
+        )
+    for position, file in enumerate(files):
+        if not _is_image_file(file):
+            raise TypeError(
+                f"entry {position} of the image files is {_shortened(file)}, of type "
+                f"{type(file).__name__}; each must be a path (str or path-like), bytes or a PIL "
+                "image"
+            )
+    return files
+
+
+def _entries(X, rows):
+    if isinstance(X, (list, tuple)):
+        return list(X[rows])
+    if not (isinstance(X, np.ndarray) or hasattr(X, "to_numpy")):
+        return None
+    shape = getattr(X, "shape", ())
+    if not shape or shape[1:] not in ((), (1,)):
+        return None
+    if not isinstance(X, np.ndarray):
+        X = np.asarray(getattr(X, "iloc", X)[rows])
+    # An array of dtype S has lost the zero bytes that a file's content may end with.
+    return X[rows].reshape(-1).tolist() if X.dtype.kind in "OTU" else None
+
+
+def _is_image_file(entry):
+    return isinstance(entry, (str, bytes, os.PathLike)) or _is_pil_image(entry)
+
+
+def _is_pil_image(entry):
+    # Another thread may be importing it.
+    kind = getattr(sys.modules.get("PIL.Image"), "Image", None)
+    return kind is not None and isinstance(entry, kind)
+
+
+def _shortened(value):
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+class ImageFiles:
+    """Image files that look like an array of images and are decoded when they are indexed.
+
+    Parameters
+    ----------
+    items : list of str, path-like, bytes or PIL image
+        Paths, contents of files, or images.
+    shape : tuple of int
+        ``(C, H, W)`` of each image: 1 channel is grey, 3 are red, green and blue, 4 have alpha
+        behind these. Images are turned upright as their EXIF orientation says, converted and
+        resized, antialiased, without a crop; the first frame of animated ones is read, and alpha
+        is dropped where it is not asked for. 16 bits of grey become 8; integers of 32 bits and
+        floats, whose range nothing states, take a `reader`.
+    reader : callable, default=None
+        Called with an item as it stands, from several threads at a time, in Pillow's place.
+        Returns a PIL image, or an array of shape (H, W) or (H, W, C), which is resized: uint8
+        stays uint8, other numbers become float32. The number of channels may then be any; grey
+        is repeated to 3 channels, 3 become their luma, alpha is dropped.
+    on_bad_image : {"raise", "nan"}, default="raise"
+        What a file that can't be read does: raise `BadImageError`, or leave an image of zeros
+        and a line in `bad`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(n, C, H, W)``.
+    dtype : dtype
+        uint8, or float32. A `reader` is called on the first file to learn it.
+    bad : list of (int, item, str)
+        Positions of the files that could not be read so far, the files, and the reasons.
+    """
+
+    def __init__(self, items, shape, reader=None, on_bad_image="raise"):
+        import_pillow()
+        if reader is None and shape[0] not in MODES:
+            raise ValueError(
+                f"image_shape={tuple(shape)} has {shape[0]} channels, but image files are read as "
+                "grey (1), colour (3) or colour and alpha (4); a reader may return any number"
+            )
+        self.items = list(items)
+        self.shape = (len(self.items), *shape)
+        self.reader = reader
+        self.on_bad_image = on_bad_image
+        self._dtype = np.dtype(np.uint8) if reader is None else None
+        self._bad = {}  # position -> reason
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if isinstance(index, Integral):
+            return self[[index]][0]
+        (batch,) = self.batches([index])
+        return batch
+
+    @property
+    def dtype(self):
+        if self._dtype is None:
+            self._dtype = self._find_dtype()
+        return self._dtype
+
+    @property
+    def bad(self):
+        return [(row, self.items[row], reason) for row, reason in sorted(self._bad.items())]
+
+    def take(self, indices):
+        """Return those files that ``indices``, an array, a slice or a mask, names."""
+        positions = np.arange(len(self))[indices].tolist()
+        items = [self.items[position] for position in positions]
+        files = ImageFiles(items, self.shape[1:], self.reader, self.on_bad_image)
+        files._dtype = self._dtype
+        return files
+
+    def batches(self, indices):
+        """Yield the images that each of ``indices`` names; decode the next ones meanwhile.
+
+        Parameters
+        ----------
+        indices : iterable of slice, array of int or mask
+
+        Yields
+        ------
+        ndarray of shape (batch, C, H, W)
+        """
+        pool = ThreadPoolExecutor(min(MAX_THREADS, joblib.cpu_count()), "sklconv-files")
+        pending: deque = deque()
+        try:
+            for index in indices:
+                pending.append(self._begin(pool, index))
+                if len(pending) == 2:
+                    yield self._finish(*pending.popleft())
+            while pending:
+                yield self._finish(*pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _begin(self, pool, index):
+        positions = np.arange(len(self))[index].tolist()
+        batch = np.zeros((len(positions), *self.shape[1:]), self.dtype)
+        tasks = [
+            pool.submit(self._read_into, image, position)
+            for image, position in zip(batch, positions, strict=True)
+        ]
+        return batch, positions, tasks
+
+    def _finish(self, batch, positions, tasks):
+        for position, task in zip(positions, tasks, strict=True):
+            try:
+                task.result()
+            except BadImageError as error:
+                if self.on_bad_image == "raise":
+                    raise
+                self._bad[position] = error.reason
+        return batch
+
+    def _read_into(self, target, position):
+        image = self._read(position)
+        if image.dtype != target.dtype:
+            raise TypeError(
+                f"the reader returned values that are read as {image.dtype} for "
+                f"{_name(self.items[position], position)}, and as {target.dtype} before: it must "
+                "return uint8 for all files or for none"
+            )
+        target[...] = image
+
+    def _read(self, position):
+        item = self.items[position]
+        try:
+            if self.reader is None:
+                return decode(item, self.shape[1:])
+            return fit(self.reader(item), self.shape[1:])
+        except Exception as error:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in EXHAUSTED:
+                raise
+            raise BadImageError(_name(item, position), self._reason(error)) from error
+
+    def _reason(self, error):
+        from PIL import Image, UnidentifiedImageError
+
+        if isinstance(error, _Unreadable):
+            return str(error)
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror.lower()
+        if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            return _too_large()
+        if isinstance(error, UnidentifiedImageError):
+            return f"it is none of {', '.join(FORMATS)}; other formats take a reader"
+        if self.reader is not None:
+            return f"the reader raised {type(error).__name__}: {error}"
+        return f"it can't be decoded ({str(error) or type(error).__name__})"
+
+    def _find_dtype(self):
+        for position in range(len(self)):
+            try:
+                return self._read(position).dtype
+            except BadImageError:
+                if self.on_bad_image == "raise":
+                    raise
+        return np.dtype(np.uint8)
+
+
+def _name(item, position):
+    if isinstance(item, (str, os.PathLike)):
+        return os.fsdecode(item)
+    kind = "bytes" if isinstance(item, bytes) else "PIL image"
+    return f"{kind} at position {position}"
+
+
+def decode(item, shape):
+    """Return the image file ``item`` as an array of ``shape``, (C, H, W), and dtype uint8."""
+    if _is_pil_image(item):
+        return _fit_shared(item, shape)
+    with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
+        image = _open(file)
+        return _fit_image(image, shape, _draft(image, shape))
+
+
+def fit(image, shape):
+    """Return what a reader returned, a PIL image or an array, as an array of ``shape``."""
+    if _is_pil_image(image):
+        return _fit_shared(image, shape)
+    return _fit_array(np.asarray(image), shape)
+
+
+def _open(file):
+    Image = import_pillow()
+    if not file.seek(0, io.SEEK_END):
+        raise _Unreadable("it is empty (0 bytes)")
+    file.seek(0)
+    image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    width, height = image.size
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise _Unreadable(_too_large())
+    return image
+
+
+def _draft(image, shape):
+    """Have a JPEG decoded at a fraction of its size; return the box that is then the image."""
+    side = DRAFT_MARGIN * max(shape[1:])  # of both sides: the image may yet be turned
+    drafted = image.draft(None, (side, side))
+    return drafted and drafted[1]
+
+
+def _too_large():
+    limit = import_pillow().MAX_IMAGE_PIXELS
+    return f"it has more pixels than PIL.Image.MAX_IMAGE_PIXELS = {limit} allows"
+
+
+def _fit_shared(image, shape):
+    with _LOADING:
+        image.load()
+        _orientation(image)  # which the image keeps, too
+    return _fit_image(image, shape)
+
+
+def _fit_image(image, shape, box=None):
+    Image = import_pillow()
+    channels, height, width = shape
+    image.load()
+    orientation = _orientation(image)
+    size = (height, width) if orientation >= 5 else (width, height)
+    image = _convert(image, channels)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR, box=box)
+    if orientation in UPRIGHT:
+        image = image.transpose(Image.Transpose[UPRIGHT[orientation]])
+    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _orientation(image):
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:
+        return 1  # the pixels can be good where what is written beside them is not
+    return orientation if orientation in UPRIGHT else 1
+
+
+def _convert(image, channels):
+    if channels not in MODES:
+        raise _Unreadable(f"an image of mode {image.mode} has no {channels} channels")
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if sixteen_bits:
+        # Pillow's own conversion clips at 255. 65,535 is 257 times 255.
+        values = np.asarray(image).astype(np.uint32)
+        image = import_pillow().fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise _Unreadable(
+            f"its values (Pillow's mode {image.mode}) have no fixed range; take a reader that "
+            "returns them as an array"
+        )
+    elif "transparency" in image.info and image.mode == "P":
+        # By way of RGBA: to convert it at once is undefined, and Pillow warns of it.
+        image = image.convert("RGBA")
+    mode = MODES[channels]
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fit_array(array, shape):
+    channels, height, width = shape
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or 0 in array.shape:
+        raise _Unreadable(
+            f"the reader returned an array of shape {array.shape} and dtype {array.dtype}, not "
+            "numbers of shape (H, W) or (H, W, C)"
+        )
+    if array.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # infinity is an error when images are used
+            array = array.astype(np.float32)
+    array = _match_channels(array if array.ndim == 3 else array[..., None], channels)
+    return np.stack([_resize(array[..., c], height, width) for c in range(channels)])
+
+
+def _match_channels(array, channels):
+    came = array.shape[2]
+    if came == channels:
+        return array
+    if came == 4 and channels in (1, 3):
+        return _match_channels(array[..., :3], channels)
+    if (came, channels) == (1, 3):
+        return np.repeat(array, 3, axis=2)
+    if (came, channels) == (3, 1):
+        luma = array @ np.array([[0.299], [0.587], [0.114]], np.float32)
+        return luma if array.dtype != np.uint8 else np.rint(luma).astype(np.uint8)
+    raise _Unreadable(
+        f"the reader returned {came} channels, which can't become {channels}: arrays are read as "
+        "(H, W) or (H, W, C)"
+    )
+
+
+def _resize(values, height, width):
+    Image = import_pillow()
+    if values.shape == (height, width):
+        return values
+    image = Image.fromarray(np.ascontiguousarray(values))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
