@@ -1,7 +1,6 @@
 """ConvNetClassifier."""
 
 import copy
-import math
 from numbers import Integral, Real
 
 import numpy as np
@@ -9,11 +8,19 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 
+from ._backbones import Backbone, file_options
 from ._devices import resolve_device
-from ._images import ImageFormat, channel_statistics, check_finite, check_images
+from ._images import ImageFormat, channel_statistics, check_finite, check_images, take_rows
 from ._inference import collect_outputs, read_images
 from ._net import ImageSet, ProgressBar, Training, make_net
-from ._network import auto_layers, build_network, is_auto, seeded_draws, trace_network
+from ._network import (
+    auto_layers,
+    build_network,
+    frozen_layers,
+    is_auto,
+    seeded_draws,
+    trace_network,
+)
 from ._optimization import OPTIMIZERS, SCHEDULES, auto_batch_size
 from ._randomness import generator
 from ._report import EPOCH_HEADER, as_table, format_epoch, format_layers, layer_rows
@@ -25,6 +32,7 @@ from ._sklearn import (
     fit_context,
     undone_if_it_fails,
 )
+from ._taps import Tap, run_taps
 from ._targets import check_labels, combined_weights, encode_labels, hold_out
 
 
@@ -33,23 +41,29 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
 
     Parameters
     ----------
-    module : "auto", list of (str, layer), TorchModule or torch.nn.Module, default="auto"
+    module : "auto", list of (str, layer), TorchModule, Backbone or torch.nn.Module, \
+            default="auto"
         The network. ``"auto"``: a small CNN with layers named ``conv1``, ``pool1``,
         ``conv2``, ``pool2``, ``dense`` and ``output``. A list of named layers from
         :mod:`sklconv.layers`, whose parameters become the estimator's own
         (``conv1__filters``); ``"passthrough"`` in a layer's place leaves it out; an output
         layer is added unless there is a ``Dense("n_classes")``. A `TorchModule`, built at
-        fit. A module instance: copied, never changed; it must put out one column a class.
+        fit. A `Backbone`, whose last layer is replaced by one for the classes. A module
+        instance: copied, never changed; it must put out one column a class.
     image_shape : tuple of int or None, default=None
         ``(height, width)`` or ``(channels, height, width)`` of the images, in pixels; needed
         where ``X`` does not say it.
     data_format : {"auto", "channels_first", "channels_last"}, default="auto"
         Where the channels are in a 4-D ``X``, and in the pixel order of a flat one. "auto": at
         the axis of size 1 to 4 in a 4-D ``X``, first in a flat one.
+    reader : callable or None, default=None
+        Reads what Pillow can't, where ``X`` holds image files: called with an entry of ``X``,
+        from several threads at a time, it returns an array of shape (H, W) or (H, W, C).
     standardize : bool or "auto", default="auto"
         Whether each channel's mean and standard deviation are learnt at fit and applied
-        inside the network. "auto": unless ``module`` is a module instance. Where it is off,
-        uint8 is divided by 255 and other numbers go in unchanged.
+        inside the network. "auto": unless ``module`` is a `Backbone`, which has its own
+        preparation, or a module instance. Where it is off, uint8 is divided by 255 and other
+        numbers go in unchanged.
     optimizer : str or type, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``,
         ``"nadam"``, ``"lbfgs"`` or a class of `torch.optim`.
@@ -74,6 +88,12 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         Called on each training batch, a float32 tensor of shape (N, C, H, W); returns one.
         Pixels are as in ``X``, or divided by 255 where they are uint8 and ``standardize`` is
         off.
+    freeze : "backbone", str, list of str or None, default=None
+        Layers that stay as they are, their batch-norm statistics and dropout included: all but
+        the new head of a `Backbone`, or those named, by globs as well (``"layer[123]*"``).
+        With a frozen backbone, and without ``augment``, what it puts out is computed once.
+    backbone_lr_scale : float, default=1.0
+        Factor of the learning rate of all layers but the head of a `Backbone`.
     early_stopping : bool, default=False
         Whether to stop when the validation loss gets no better, and to go back to the weights
         that had the lowest. Without ``X_val``, ``validation_fraction`` of the training data
@@ -151,6 +171,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         "module": "no_validation",
         "image_shape": "no_validation",
         "data_format": [StrOptions({"auto", "channels_first", "channels_last"})],
+        "reader": [callable, None],
         "standardize": ["boolean", StrOptions({"auto"})],
         "optimizer": [StrOptions(set(OPTIMIZERS)), type],
         "optimizer_params": [dict, None],
@@ -161,6 +182,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "augment": [callable, None],
+        "freeze": [str, list, None],
+        "backbone_lr_scale": [Interval(Real, 0, None, closed="neither")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -179,6 +202,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         *,
         image_shape=None,
         data_format="auto",
+        reader=None,
         standardize="auto",
         optimizer="adamw",
         optimizer_params=None,
@@ -189,6 +213,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         batch_size="auto",
         class_weight=None,
         augment=None,
+        freeze=None,
+        backbone_lr_scale=1.0,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=5,
@@ -203,6 +229,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         self.module = module
         self.image_shape = image_shape
         self.data_format = data_format
+        self.reader = reader
         self.standardize = standardize
         self.optimizer = optimizer
         self.optimizer_params = optimizer_params
@@ -213,6 +240,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         self.batch_size = batch_size
         self.class_weight = class_weight
         self.augment = augment
+        self.freeze = freeze
+        self.backbone_lr_scale = backbone_lr_scale
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -424,7 +453,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
     def _outputs(self, X, finish):
         images = read_images(self, X)
         network = self.module_
-        return collect_outputs(self, images, lambda x: finish(network(x)))
+        return collect_outputs(network, images, lambda x: finish(network(x)), type(self).__name__)
 
     def _read_training_data(self, X, y, *, reset):
         """Check X and y; return images (n, C, H, W) and labels (n,)."""
@@ -433,9 +462,10 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             raise ValueError(f"{name} requires y to be passed, but the target y is None")
         X = check_images(self, X, reset=reset)
         if reset:
-            self._format = ImageFormat.infer(X, self.image_shape, self.data_format)
+            files = file_options(self.module) | {"reader": self.reader}
+            self._format = ImageFormat.infer(X, self.image_shape, self.data_format, files)
             self.image_shape_ = self._format.shape
-            self.n_features_in_ = math.prod(self.image_shape_)
+            self.n_features_in_ = self._format.n_features
         images = self._format.read(X, name)
         y = check_labels(y, images, "y")
         check_finite(images, name)
@@ -459,8 +489,10 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         """Return what to train on and what early stopping validates on."""
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         parts = hold_out(train[1], self.validation_fraction, seed)
+        images, targets, weights = train
         return tuple(
-            tuple(None if data is None else data[rows] for data in train) for rows in parts
+            (take_rows(images, rows), targets[rows], None if weights is None else weights[rows])
+            for rows in parts
         )
 
     def _note_classes(self, classes, first):
@@ -490,10 +522,19 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             if partial and old is not None
             else self._make_net(train, valid, old, seeds[0], device)
         )
-        calls, _ = trace_network(net.module_, self.image_shape_, len(self.classes_))
+        network = net.module_
+        network.freeze(frozen_layers(network, self.freeze))
+        calls, _ = trace_network(network, self.image_shape_, len(self.classes_))
+        part = None
+        if self.freeze == "backbone" and self.augment is None:
+            # What the backbone puts out stays the same from epoch to epoch.
+            part = network.body.get_submodule(network.head)
+            train = self._before_head(network, train)
+            valid = None if valid is None else self._before_head(network, valid)
         training = Training(
             train=_image_set(train, device),
             valid=None if valid is None else _image_set(valid, device),
+            part=part,
             epochs=epochs,
             batch_size=self._batch_size(len(train[0])),
             order=generator(seeds[1]),
@@ -516,6 +557,15 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
                 self.net_, self.n_iter_ = net, len(net.history) - n_before
                 self.layer_table_ = as_table(layer_rows(calls))
 
+    def _before_head(self, network, data):
+        """Return ``data`` with what goes into the head of ``network`` in the images' place."""
+        images, *others = data
+        tap = Tap("head", network.head, 1, of_input=True)
+        features = collect_outputs(
+            network, images, lambda x: run_taps(network, [tap], tap, x)[0], type(self).__name__
+        )
+        return features, *others
+
     def _make_net(self, train, valid, old, seed, device):
         if old is None:
             network = self._build_network(train[0], seed)
@@ -529,6 +579,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             optimizer=self.optimizer,
             optimizer_params=self.optimizer_params,
             lr=self.lr,
+            backbone_lr=self.lr * self.backbone_lr_scale,
             weight_decay=self.weight_decay,
             batch_size=self._batch_size(len(train[0])),
             callbacks=callbacks + [ProgressBar()] if self.verbose > 1 else callbacks,
@@ -542,7 +593,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
     def _build_network(self, images, seed):
         standardize = self.standardize
         if standardize == "auto":
-            standardize = not isinstance(self.module, torch.nn.Module)
+            standardize = not isinstance(self.module, (torch.nn.Module, Backbone))
         if isinstance(self.module, list):
             self._validate_names([name for name, _ in self._named_layers()])
         return build_network(

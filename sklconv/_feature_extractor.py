@@ -1,21 +1,25 @@
 """ConvFeatureExtractor."""
 
 import copy
-import math
+from dataclasses import replace
 from numbers import Integral
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from ._backbones import Backbone, file_options
 from ._classifier import ConvNetClassifier
 from ._devices import resolve_device
+from ._files import ImageFiles
 from ._images import ImageFormat, check_image_shape, check_images
 from ._inference import collect_outputs, iterate_outputs, read_images
 from ._modules import ImageNetwork, PreparePixels
 from ._network import trace_network
+from ._randomness import seeded_global_states
 from ._sklearn import (
     Interval,
     StrOptions,
@@ -31,11 +35,13 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    estimator : ConvNetClassifier, FrozenEstimator, torch.nn.Module or None, default=None
+    estimator : ConvNetClassifier, FrozenEstimator, Backbone, torch.nn.Module or None, \
+            default=None
         The network. A `ConvNetClassifier`, fitted or not, is cloned and trained at fit; None
         means one with default parameters. Wrapped in
-        :class:`~sklearn.frozen.FrozenEstimator`, a fitted one is used as it is. A module, say
-        one with pretrained weights, is copied and used as it is; its weights are read at fit.
+        :class:`~sklearn.frozen.FrozenEstimator`, a fitted one is used as it is. A `Backbone`
+        is a pretrained network with its preprocessing; its weights are read at fit, nothing is
+        trained and no y is needed. A module is copied and used likewise.
     layer : str, int or list of these, default="penultimate"
         Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
         into the layers in the order in which they run, a glob (``"conv*"``), or several of
@@ -46,8 +52,11 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         How feature maps (N, C, H, W) and tokens (N, T, C) become vectors: the mean or maximum
         of each map, or all values. "auto": the mean. A callable takes the activation, a
         tensor, and returns one of shape (N, n_features). Vectors are left alone.
-    image_shape, data_format, device, random_state, verbose : default=None
+    image_shape, data_format, reader, device, random_state, verbose : default=None
         As for `ConvNetClassifier`; None: as the estimator has it.
+    on_bad_image : {"raise", "nan"}, default="raise"
+        What `transform` does with an image file that can't be read: raise an error, or fill its
+        row with NaN and list it in ``bad_images_``. `fit` raises.
     batch_size : int or None, default=None
         Images in a batch of `transform`; None: 128.
 
@@ -57,6 +66,11 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         The trained (or frozen) classifier; not there where ``estimator`` is a module.
     module_ : torch.nn.Module
         The network: raw images to outputs.
+    backbone_ : Backbone
+        The backbone with its preprocessing filled in, where ``estimator`` is one.
+    bad_images_ : list of (int, item, str)
+        Of the last transform of image files: row, file and reason of each that could not be
+        read.
     layers_ : list of str
         Names of the tapped layers.
     image_shape_ : tuple of int
@@ -91,11 +105,13 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "estimator": [ConvNetClassifier, FrozenEstimator, torch.nn.Module, None],
+        "estimator": [ConvNetClassifier, FrozenEstimator, Backbone, torch.nn.Module, None],
         "layer": [str, Integral, list],
         "pool": [StrOptions({"auto", "avg", "max", "flatten"}), callable],
         "image_shape": "no_validation",
         "data_format": [StrOptions({"auto", "channels_first", "channels_last"}), None],
+        "reader": [callable, None],
+        "on_bad_image": [StrOptions({"raise", "nan"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str, None],
         "random_state": ["random_state"],
@@ -110,6 +126,8 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         pool="auto",
         image_shape=None,
         data_format=None,
+        reader=None,
+        on_bad_image="raise",
         batch_size=None,
         device=None,
         random_state=None,
@@ -120,6 +138,8 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         self.pool = pool
         self.image_shape = image_shape
         self.data_format = data_format
+        self.reader = reader
+        self.on_bad_image = on_bad_image
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
@@ -145,16 +165,19 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         self
         """
         with undone_if_it_fails(self):
-            self.__dict__.pop("estimator_", None)
+            for name in ("estimator_", "backbone_", "bad_images_"):
+                self.__dict__.pop(name, None)
             images = check_images(self, X, reset=True)
-            if isinstance(self.estimator, torch.nn.Module):
+            if isinstance(self.estimator, Backbone):
+                self._take_backbone(images)
+            elif isinstance(self.estimator, torch.nn.Module):
                 self._take_module(images)
             elif isinstance(self.estimator, FrozenEstimator):
                 self._take_frozen(images)
             else:
                 self._train_classifier(X, y, sample_weight, X_val, y_val)
             self.image_shape_ = self._format.shape
-            self.n_features_in_ = math.prod(self.image_shape_)
+            self.n_features_in_ = self._format.n_features
             self._place_taps()
         return self
 
@@ -170,7 +193,10 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples, n_features) and dtype float32
         """
-        return collect_outputs(self, read_images(self, X), self._features, self.batch_size)
+        images, name = read_images(self, X), type(self).__name__
+        features = collect_outputs(self.module_, images, self._features, name, self.batch_size)
+        self._note_bad_images(images, features, start=0)
+        return features
 
     def transform_batches(self, X):
         """Yield the features batch by batch, for what is larger than memory.
@@ -184,7 +210,11 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         ------
         ndarray of shape (batch, n_features) and dtype float32
         """
-        yield from iterate_outputs(self, read_images(self, X), self._features, self.batch_size)
+        images, name, start = read_images(self, X), type(self).__name__, 0
+        for rows in iterate_outputs(self.module_, images, self._features, name, self.batch_size):
+            self._note_bad_images(images, rows, start)
+            start += len(rows)
+            yield rows
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the features.
@@ -218,7 +248,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.target_tags.required = not isinstance(
-            self.estimator, (FrozenEstimator, torch.nn.Module)
+            self.estimator, (FrozenEstimator, Backbone, torch.nn.Module)
         )
         return tags
 
@@ -239,16 +269,31 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
             state = {**state, "_network": copy.deepcopy(network).cpu()}
         return state
 
+    def _note_bad_images(self, images, features, start):
+        """Record the files that could not be read; their rows become NaN."""
+        if not isinstance(images, ImageFiles):
+            return
+        self.bad_images_ = images.bad
+        rows = [row - start for row, _, _ in images.bad if 0 <= row - start < len(features)]
+        features[rows] = np.nan
+
     def _train_classifier(self, X, y, sample_weight, X_val, y_val):
         estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
         overrides = {
             name: getattr(self, name)
-            for name in ("image_shape", "data_format", "device", "random_state", "verbose")
+            for name in (
+                "image_shape",
+                "data_format",
+                "reader",
+                "device",
+                "random_state",
+                "verbose",
+            )
             if getattr(self, name) is not None
         }
         self.estimator_ = estimator.set_params(**overrides)
         self.estimator_.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
-        self._format = self.estimator_._format
+        self._format = self._with_bad_images(self.estimator_._format)
 
     def _take_frozen(self, X):
         classifier = self.estimator.estimator
@@ -263,12 +308,30 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"image_shape={self.image_shape} is not that of the frozen estimator, "
                 f"{classifier.image_shape_}"
             )
-        self._format = classifier._format
+        self._format = self._with_bad_images(classifier._format)
         self._format.read(X, type(self).__name__)
         self.estimator_ = classifier
 
+    def _with_bad_images(self, image_format):
+        files = image_format.files | {"on_bad_image": self.on_bad_image}
+        return replace(image_format, files=files)
+
+    def _take_backbone(self, X):
+        files = file_options(self.estimator) | self._file_options()
+        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
+        self.backbone_ = self.estimator.resolve()
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        with seeded_global_states(seed):  # for weights=None
+            body = self.backbone_.load(resolve_device(self.device or "auto"))
+        self._network = ImageNetwork(self.backbone_.preparation(body), body).eval()
+        self._network.prepare.to(self._network.device)
+
+    def _file_options(self):
+        return {"reader": self.reader, "on_bad_image": self.on_bad_image}
+
     def _take_module(self, X):
-        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto")
+        files = self._file_options()
+        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
         network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
         network.to(resolve_device(self.device or "auto"))
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
+from typing import NamedTuple
 
 import joblib
 import numpy as np
@@ -161,7 +162,7 @@ class ImageFiles:
     shape : tuple of int
         ``(C, H, W)`` of each image: 1 channel is grey, 3 are red, green and blue, 4 have alpha
         behind these. Images are turned upright as their EXIF orientation says, converted and
-        resized, antialiased, without a crop; the first frame of animated ones is read, and alpha
+        resized, antialiased; the first frame of animated ones is read, and alpha
         is dropped where it is not asked for. 16 bits of grey become 8; integers of 32 bits and
         floats, whose range nothing states, take a `reader`.
     reader : callable, default=None
@@ -169,6 +170,10 @@ class ImageFiles:
         Returns a PIL image, or an array of shape (H, W) or (H, W, C), which is resized: uint8
         stays uint8, other numbers become float32. The number of channels may then be any; grey
         is repeated to 3 channels, 3 become their luma, alpha is dropped.
+    crop_pct : float, default=None
+        Share of the shorter side that a centre crop takes; None: no crop.
+    interpolation : {"bilinear", "bicubic"}, default="bilinear"
+        Of the antialiased resize.
     on_bad_image : {"raise", "nan"}, default="raise"
         What a file that can't be read does: raise `BadImageError`, or leave an image of zeros
         and a line in `bad`.
@@ -183,7 +188,16 @@ class ImageFiles:
         Positions of the files that could not be read so far, the files, and the reasons.
     """
 
-    def __init__(self, items, shape, reader=None, on_bad_image="raise"):
+    def __init__(
+        self,
+        items,
+        shape,
+        reader=None,
+        on_bad_image="raise",
+        *,
+        crop_pct=None,
+        interpolation="bilinear",
+    ):
         import_pillow()
         if reader is None and shape[0] not in MODES:
             raise ValueError(
@@ -194,6 +208,7 @@ class ImageFiles:
         self.shape = (len(self.items), *shape)
         self.reader = reader
         self.on_bad_image = on_bad_image
+        self.fitting = Fitting(crop_pct, interpolation.upper())
         self._dtype = np.dtype(np.uint8) if reader is None else None
         self._bad = {}  # position -> reason
 
@@ -221,7 +236,7 @@ class ImageFiles:
         positions = np.arange(len(self))[indices].tolist()
         items = [self.items[position] for position in positions]
         files = ImageFiles(items, self.shape[1:], self.reader, self.on_bad_image)
-        files._dtype = self._dtype
+        files.fitting, files._dtype = self.fitting, self._dtype
         return files
 
     def batches(self, indices):
@@ -280,8 +295,8 @@ class ImageFiles:
         item = self.items[position]
         try:
             if self.reader is None:
-                return decode(item, self.shape[1:])
-            return fit(self.reader(item), self.shape[1:])
+                return decode(item, self.shape[1:], self.fitting)
+            return fit(self.reader(item), self.shape[1:], self.fitting)
         except Exception as error:
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in EXHAUSTED:
                 raise
@@ -319,20 +334,49 @@ def _name(item, position):
     return f"{kind} at position {position}"
 
 
-def decode(item, shape):
+class Fitting(NamedTuple):
+    """How an image is brought to its size."""
+
+    crop_pct: float | None = None  # None: the whole of it, whatever its proportions
+    interpolation: str = "BILINEAR"
+
+    def box(self, size, target):
+        """Return the part of an image of ``size`` that becomes ``target``, both (H, W)."""
+        if self.crop_pct is None or size == target:
+            return (0, 0, *size)
+        return central_region(size, target, self.crop_pct)
+
+
+def central_region(size, target, crop_pct):
+    """Return top, left, height and width of the centre crop that becomes the target.
+
+    The same as to resize the image until it covers ``target / crop_pct`` and to cut the target
+    out of its middle.
+    """
+    (height, width), (target_height, target_width) = size, target
+    scale = crop_pct / max(target_height / height, target_width / width)
+    rows = min(max(round(target_height * scale), 1), height)
+    columns = min(max(round(target_width * scale), 1), width)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+WHOLE = Fitting()
+
+
+def decode(item, shape, fitting=WHOLE):
     """Return the image file ``item`` as an array of ``shape``, (C, H, W), and dtype uint8."""
     if _is_pil_image(item):
-        return _fit_shared(item, shape)
+        return _fit_shared(item, shape, fitting)
     with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
         image = _open(file)
-        return _fit_image(image, shape, _draft(image, shape))
+        return _fit_image(image, shape, fitting, _draft(image, shape, fitting))
 
 
-def fit(image, shape):
+def fit(image, shape, fitting=WHOLE):
     """Return what a reader returned, a PIL image or an array, as an array of ``shape``."""
     if _is_pil_image(image):
-        return _fit_shared(image, shape)
-    return _fit_array(np.asarray(image), shape)
+        return _fit_shared(image, shape, fitting)
+    return _fit_array(np.asarray(image), shape, fitting)
 
 
 def _open(file):
@@ -347,9 +391,10 @@ def _open(file):
     return image
 
 
-def _draft(image, shape):
+def _draft(image, shape, fitting):
     """Have a JPEG decoded at a fraction of its size; return the box that is then the image."""
-    side = DRAFT_MARGIN * max(shape[1:])  # of both sides: the image may yet be turned
+    # Of both sides: the image may yet be turned.
+    side = round(DRAFT_MARGIN * max(shape[1:]) / (fitting.crop_pct or 1))
     drafted = image.draft(None, (side, side))
     return drafted and drafted[1]
 
@@ -359,14 +404,14 @@ def _too_large():
     return f"it has more pixels than PIL.Image.MAX_IMAGE_PIXELS = {limit} allows"
 
 
-def _fit_shared(image, shape):
+def _fit_shared(image, shape, fitting):
     with _LOADING:
         image.load()
         _orientation(image)  # which the image keeps, too
-    return _fit_image(image, shape)
+    return _fit_image(image, shape, fitting)
 
 
-def _fit_image(image, shape, box=None):
+def _fit_image(image, shape, fitting, box=None):
     Image = import_pillow()
     channels, height, width = shape
     image.load()
@@ -374,10 +419,21 @@ def _fit_image(image, shape, box=None):
     size = (height, width) if orientation >= 5 else (width, height)
     image = _convert(image, channels)
     if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR, box=box)
+        box = _crop(box or (0, 0, *image.size), size, fitting)
+        image = image.resize(size, Image.Resampling[fitting.interpolation], box=box)
     if orientation in UPRIGHT:
         image = image.transpose(Image.Transpose[UPRIGHT[orientation]])
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _crop(box, size, fitting):
+    """Return the part of ``box``, (left, top, right, bottom), that becomes ``size``, (W, H)."""
+    left, top, right, bottom = box
+    whole = (round(bottom - top), round(right - left))
+    y, x, height, width = fitting.box(whole, size[::-1])
+    if (height, width) == whole:
+        return box
+    return (left + x, top + y, left + x + width, top + y + height)
 
 
 def _orientation(image):
@@ -408,7 +464,7 @@ def _convert(image, channels):
     return image if image.mode == mode else image.convert(mode)
 
 
-def _fit_array(array, shape):
+def _fit_array(array, shape, fitting):
     channels, height, width = shape
     if array.dtype.kind not in "biuf" or array.ndim not in (2, 3) or 0 in array.shape:
         raise _Unreadable(
@@ -418,8 +474,11 @@ def _fit_array(array, shape):
     if array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # infinity is an error when images are used
             array = array.astype(np.float32)
+    top, left, rows, columns = fitting.box(array.shape[:2], (height, width))
+    array = array[top : top + rows, left : left + columns]
     array = _match_channels(array if array.ndim == 3 else array[..., None], channels)
-    return np.stack([_resize(array[..., c], height, width) for c in range(channels)])
+    resample = import_pillow().Resampling[fitting.interpolation]
+    return np.stack([_resize(array[..., c], height, width, resample) for c in range(channels)])
 
 
 def _match_channels(array, channels):
@@ -439,9 +498,9 @@ def _match_channels(array, channels):
     )
 
 
-def _resize(values, height, width):
+def _resize(values, height, width, resample):
     Image = import_pillow()
     if values.shape == (height, width):
         return values
     image = Image.fromarray(np.ascontiguousarray(values))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((width, height), resample))

@@ -1,7 +1,8 @@
 """X to images: forms, shapes, dtypes, and batches of tensors."""
 
 import math
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 import numpy as np
@@ -9,12 +10,16 @@ import torch
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import validate_data
 
+from ._files import ImageFiles, as_file_list, is_image_files
+
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
 # Rows whose checks and sums are made at a time: X may be larger than memory.
 CHUNK_BYTES = 32 * 2**20
 # Rows summed at a time: they stay in the processor's cache.
 CACHE_BYTES = 2**20
+# Files that are decoded for channel statistics, at most.
+MAX_FILES_SUMMED = 1000
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,37 @@ class ImageFormat:
 
     shape: tuple  # (C, H, W)
     layout: str
+    n_features: int | None = None  # None: as many as the images have values
+    files: dict = field(default_factory=dict)  # further arguments of ImageFiles
 
     @classmethod
-    def infer(cls, X, image_shape, data_format):
-        """Decide how ``X`` is read from its shape and the two parameters."""
-        image_shape = check_image_shape(image_shape)
+    def infer(cls, X, image_shape, data_format, files=None):
+        """Decide how ``X`` is read from its shape and the parameters.
+
+        ``files`` holds further arguments of `ImageFiles`; its ``shape`` is for files where
+        ``image_shape`` is None.
+        """
+        files = dict(files or {})
+        file_shape = files.pop("shape", None)
+        if isinstance(X, list):
+            return cls._infer_from_files(X, check_image_shape(image_shape), file_shape, files)
+        inferred = cls._infer_from_array(X, check_image_shape(image_shape), data_format)
+        return replace(inferred, n_features=math.prod(inferred.shape), files=files)
+
+    @classmethod
+    def _infer_from_files(cls, X, image_shape, file_shape, files):
+        if image_shape is None and file_shape is None:
+            raise ValueError(
+                "X holds image files, which are resized to one shape: say which, for example "
+                "image_shape=(3, 64, 64) for colour or (1, 64, 64) for grey"
+            )
+        if image_shape is not None:
+            # The whole of an image becomes what the user asks for.
+            files |= {"crop_pct": None}
+        return cls(image_shape or file_shape, CHANNELS_FIRST, 1, files)
+
+    @classmethod
+    def _infer_from_array(cls, X, image_shape, data_format):
         if X.ndim == 4:
             return _infer_from_4d(X.shape, image_shape, data_format)
         layout = CHANNELS_FIRST if data_format == "auto" else data_format
@@ -48,8 +79,10 @@ class ImageFormat:
         return cls(shape, layout)
 
     def read(self, X, estimator_name):
-        """Return a view of ``X``, an array of any form, as ``(n, C, H, W)``."""
+        """Return a view of ``X``, an array of any form or a list of files, as (n, C, H, W)."""
         c, h, w = self.shape
+        if isinstance(X, list):
+            return ImageFiles(X, self.shape, **self.files)
         if X.ndim == 4:
             fits = {
                 layout
@@ -148,8 +181,11 @@ def _infer_from_flat(n_features):
 def check_images(estimator, X, *, reset):
     """Check ``X`` as scikit-learn does, but for its values, and return it as an array.
 
-    Feature names are recorded (``reset``) or compared. Neither copies an array.
+    Feature names are recorded (``reset``) or compared. Neither copies an array. Image files
+    come back as a list.
     """
+    if is_image_files(X):
+        return as_file_list(X)
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu().numpy()
     elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):
@@ -212,7 +248,11 @@ def take_batch(images, index, device=None, estimator_name=None):
     uint8 stays uint8, every other dtype becomes float32. With ``estimator_name`` their values
     are checked to be finite.
     """
-    batch = images[index]
+    return as_tensor(images[index], device, estimator_name)
+
+
+def as_tensor(batch, device=None, estimator_name=None):
+    """Return an array of images as a tensor; see `take_batch`."""
     if batch.dtype not in (np.uint8, np.float32):
         with np.errstate(over="ignore"):  # what is too large for float32 is an error below
             batch = batch.astype(np.float32)
@@ -227,6 +267,36 @@ def take_batch(images, index, device=None, estimator_name=None):
     return tensor if device is None else tensor.to(device, non_blocking=True)
 
 
+def iterate_batches(images, indices, device=None, estimator_name=None):
+    """Yield what `take_batch` returns for each of ``indices``; files are decoded ahead."""
+    if not isinstance(images, ImageFiles):
+        for index in indices:
+            yield take_batch(images, index, device, estimator_name)
+        return
+    with closing(images.batches(indices)) as batches:
+        for batch in batches:
+            yield as_tensor(batch, device, estimator_name)
+
+
+class Rows:
+    """Some rows of an array of images, gathered when they are indexed."""
+
+    def __init__(self, images, rows):
+        self.images, self.rows = images, rows
+        self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.images[self.rows[index]]
+
+
+def take_rows(images, rows):
+    """Return the images that ``rows`` names, without a copy of them."""
+    return images.take(rows) if isinstance(images, ImageFiles) else Rows(images, rows)
+
+
 def slices(n, size):
     """Cut ``range(n)`` into slices of ``size``."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -234,7 +304,8 @@ def slices(n, size):
 
 def check_finite(images, estimator_name):
     """Raise scikit-learn's own error if ``images`` holds NaN or infinity, chunk by chunk."""
-    if images.dtype.kind != "f":
+    # Files are checked as they are decoded.
+    if isinstance(images, ImageFiles) or images.dtype.kind != "f":
         return
     for chunk in _chunks(images):
         take_batch(images, chunk, estimator_name=estimator_name)
@@ -242,6 +313,9 @@ def check_finite(images, estimator_name):
 
 def channel_statistics(images):
     """Return each channel's mean and standard deviation, two lists; a constant's std is 1."""
+    if isinstance(images, ImageFiles) and len(images) > MAX_FILES_SUMMED:
+        spread = np.linspace(0, len(images) - 1, MAX_FILES_SUMMED).astype(int)
+        images = images.take(spread)
     channels = images.shape[1]
     n_values = math.prod(images.shape) // channels
     # The first pixel as origin keeps the squares small whatever the offset.

@@ -1,12 +1,13 @@
 """Batches of images through a fitted network, without gradients, to numpy arrays."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._images import check_images, is_plain_array, slices, take_batch
+from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
 DEFAULT_BATCH_SIZE = 128
 
@@ -25,16 +26,18 @@ def read_images(estimator, X):
     return estimator._format.read(X, type(estimator).__name__)
 
 
-def iterate_outputs(estimator, images, run, batch_size=None):
+def iterate_outputs(network, images, run, name, batch_size=None):
     """Yield what ``run`` makes of each batch of ``images``, as float32 numpy arrays.
 
     Parameters
     ----------
-    estimator : estimator
-        Its ``module_`` is put into eval mode; its name stands in the errors.
+    network : ImageNetwork
+        It is put into eval mode.
     images : array-like of shape (n, C, H, W)
     run : callable
         Takes a batch on the network's device; returns a tensor of as many rows.
+    name : str
+        The estimator's, for errors.
     batch_size : int or None
 
     Yields
@@ -42,15 +45,18 @@ def iterate_outputs(estimator, images, run, batch_size=None):
     ndarray of shape (batch, n_outputs)
     """
     cuts = slices(len(images), batch_size or DEFAULT_BATCH_SIZE)
-    yield from (_evaluate(estimator, images, cut, run) for cut in cuts)
+    with closing(iterate_batches(images, cuts, network.device, name)) as batches:
+        for batch in batches:
+            yield _evaluate(network, batch, run)
 
 
-def collect_outputs(estimator, images, run, batch_size=None):
+def collect_outputs(network, images, run, name, batch_size=None):
     """Return what `iterate_outputs` yields as one array."""
     n, start = len(images), 0
     if n <= (batch_size or DEFAULT_BATCH_SIZE):
-        return _evaluate(estimator, images, slice(0, n), run)
-    for rows in iterate_outputs(estimator, images, run, batch_size):
+        batch = take_batch(images, slice(0, n), network.device, name)
+        return _evaluate(network, batch, run)
+    for rows in iterate_outputs(network, images, run, name, batch_size):
         if start == 0:
             collected = np.empty((n, *rows.shape[1:]), dtype=np.float32)
         collected[start : start + len(rows)] = rows
@@ -58,13 +64,11 @@ def collect_outputs(estimator, images, run, batch_size=None):
     return collected
 
 
-def _evaluate(estimator, images, cut, run):
-    network = estimator.module_
+def _evaluate(network, batch, run):
     if network.has_training_parts():
         network.eval()
-    batch = take_batch(images, cut, network.device, estimator_name=type(estimator).__name__)
     n, missing = len(batch), 0
-    if math.prod(images.shape[1:]) <= PADDED_VALUES:
+    if math.prod(batch.shape[1:]) <= PADDED_VALUES:
         missing = max(PADDED_ROWS - n, 0)
     with torch.inference_mode():
         if missing:

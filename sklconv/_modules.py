@@ -1,8 +1,8 @@
 """Torch modules that networks of declarative layers are made of."""
 
 import math
-from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -47,16 +47,18 @@ class PreparePixels(nn.Module):
             pixels.mul_(self.scale).add_(self.shift)
         elif x.dtype == torch.uint8:
             pixels.div_(255)
-        return as_channels_last(pixels)
+        return pixels
 
 
 class ImageNetwork(nn.Module):
     """A network with the preparation of its pixels in front: raw images to outputs."""
 
-    def __init__(self, prepare, body):
+    def __init__(self, prepare, body, head=None):
         super().__init__()
         self.prepare = prepare
         self.body = body
+        self.head = head  # name of the layer that is new in a pretrained body
+        self._frozen = []
         # Walking through the modules and parameters of a small network takes as long as a
         # layer of it: they are noted once.
         self._parts = list(body.modules())
@@ -67,12 +69,35 @@ class ImageNetwork(nn.Module):
         """Where the network's weights lie."""
         return self._anchor.device
 
+    def freeze(self, layers):
+        """Have ``layers``, modules of the body, stay as they are while training."""
+        if layers or self._frozen:
+            self.body.requires_grad_(True)
+        self._frozen = layers
+        for layer in layers:
+            layer.requires_grad_(False)
+        if self._trains_head():
+            self.body.get_submodule(self.head).requires_grad_(True)
+
+    def train(self, mode=True):
+        """Set training mode; what is frozen stays in eval mode, its statistics fixed."""
+        super().train(mode)
+        for layer in self._frozen:
+            layer.eval()
+        if self._trains_head():
+            self.body.get_submodule(self.head).train(mode)
+        return self
+
+    def _trains_head(self):
+        # Also where what is frozen stands around it.
+        return self.head and self.body.get_submodule(self.head) not in self._frozen
+
     def has_training_parts(self):
         """Whether any part is in training mode."""
         return any([part.training for part in self._parts])  # noqa: C419  (a list is faster)
 
     def forward(self, x):  # (N, C, H, W) -> the body's output
-        return self.body(self.prepare(x))
+        return self.body(as_channels_last(self.prepare(x)))
 
 
 class Activation(nn.Module):
@@ -141,13 +166,10 @@ class LinearActivation(_Activated, nn.Linear):
 
 
 class Flatten(nn.Module):
-    """Feature maps to vectors, pixel by pixel, the channels of a pixel side by side.
+    """Feature maps to vectors: map behind map, row behind row."""
 
-    This is the order in which channels-last maps lie in memory: nothing is copied.
-    """
-
-    def forward(self, x):  # (N, C, H, W) -> (N, H*W*C)
-        return x.permute(0, 2, 3, 1).flatten(1)
+    def forward(self, x):  # (N, C, H, W) -> (N, C*H*W)
+        return x.flatten(1)
 
 
 class GlobalAvgPool(nn.Module):
@@ -166,7 +188,7 @@ class Dropout(nn.Module):
 
     Attributes
     ----------
-    generator : torch.Generator or None
+    generator : numpy.random.BitGenerator, torch.Generator on a GPU, or None
         Set while training; None draws from torch's global generator.
     """
 
@@ -178,101 +200,35 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not self.training or self.rate == 0:
             return x
-        return x * self.scaled_mask(x)
-
-    def scaled_mask(self, x):
-        """0 where a value is dropped, 1 / (share kept) elsewhere, in ``x``'s memory layout."""
         kept = round(256 * (1 - self.rate))
-        if x.device.type != "cpu" or kept in (0, 256):
-            mask = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.generator)
-            return mask.div_(1 - self.rate)
-        mask = random_bytes_like(x, self.generator) < kept
-        return mask.to(x.dtype).mul_(256 / kept)
+        if x.device.type == "cpu" and 0 < kept < 256:
+            return x * random_mask(x, kept, self.generator).mul_(256 / kept)
+        return x * self._bernoulli_mask(x)
+
+    def _bernoulli_mask(self, x):
+        share = 1 - self.rate
+        if x.device.type == "cpu" and self.generator is not None:
+            # Rates that are no multiples of 1/256.
+            draws = torch.from_numpy(np.random.Generator(self.generator).random(x.shape))
+            return (draws < share).to(x.dtype).div_(share)
+        return torch.empty_like(x).bernoulli_(share, generator=self.generator).div_(share)
 
     def extra_repr(self):
         return f"rate={self.rate}"
 
 
-class LayerStack(nn.Sequential):
-    """Declarative layers one behind another.
-
-    Max-pooling and a monotone activation in front of it change places where nobody observes
-    what lies between: the same numbers from a quarter of the work.
-    """
-
-    def arrange(self):
-        """Note which layers change places with the one behind them; call when all are in."""
-        named = list(self.named_children())
-        self._stages = []
-        while named:
-            name, module = named.pop(0)
-            pool_name, pool = None, None
-            if named and _commute(module, named[0][1]):
-                pool_name, pool = named.pop(0)
-            self._stages.append((name, module, pool_name, pool))
-
-    def use_generator(self, generator):
-        """Draw dropout masks from ``generator``; None: from torch's own."""
-        for module in self:
-            if isinstance(module, Dropout):
-                module.generator = generator
-
-    def forward(self, x):
-        for _, step in self._steps(_is_observed):
-            x = step(x)
-        return x
-
-    def activations(self, x, names):
-        """Return a dict of what the layers ``names`` put out; those behind them do not run.
-
-        The name ``""`` stands for the output of all.
-        """
-        wanted = {self._modules[name] for name in names if name}
-        found = {}
-        for name, step in self._steps(wanted.__contains__):
-            x = step(x)
-            if name in names:
-                found[name] = x
-                if len(found) == len(names):
-                    return found
-        return {**found, "": x}
-
-    def _steps(self, is_observed):
-        """Yield name and function of each layer; layers that change places are one step."""
-        for name, module, pool_name, pool in self._stages:
-            if pool is None:
-                yield name, module
-            elif is_observed(module) or is_observed(pool):
-                yield name, module
-                yield pool_name, pool
-            else:
-                yield pool_name, partial(_pool_first, module, pool)
-
-
-def _pool_first(module, pool, x):
-    return module.activate(pool(module.linear(x)))
-
-
-def _commute(module, following):
-    return (
-        isinstance(module, ConvActivation)
-        and isinstance(following, nn.MaxPool2d)
-        and module.activation in MONOTONE
-    )
-
-
-def _is_observed(module):
-    return module._forward_hooks or module._forward_pre_hooks
-
-
-def random_bytes_like(x, generator):
-    """Uniform random bytes in the shape and memory layout of ``x``."""
-    words = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64)
-    # From the lowest to the highest: all 64 bits are random, not 63.
-    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-    flat = words.view(torch.uint8)[: x.numel()]
-    strides = torch.empty_like(x, device="meta").stride()
-    return flat.as_strided(x.shape, strides)
+def random_mask(x, kept, generator):
+    """Zeros and ones in the shape and layout of ``x``; a share of ``kept`` / 256 are ones."""
+    n_words = math.ceil(x.numel() / 8)
+    if generator is None:
+        # From the lowest to the highest: all 64 bits are random, not 63.
+        words = torch.empty(n_words, dtype=torch.int64)
+        words.random_(torch.iinfo(torch.int64).min, None)
+    else:
+        words = torch.from_numpy(generator.random_raw(n_words))
+    random_bytes = words.view(torch.uint8)[: x.numel()]
+    mask = torch.empty_like(x, requires_grad=False)
+    return torch.lt(random_bytes.as_strided(x.shape, mask.stride()), kept, out=mask)
 
 
 def as_channels_last(x):

@@ -14,7 +14,8 @@ from skorch.callbacks import ProgressBar as ProgressBar
 from skorch.dataset import Dataset
 from skorch.utils import TeeGenerator
 
-from ._images import slices, take_batch
+from ._files import ImageFiles
+from ._images import iterate_batches, slices, take_batch
 from ._optimization import OPTIMIZERS, optimizer_settings
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
@@ -42,6 +43,12 @@ class ImageSet:
     def __len__(self):
         return len(self.images)
 
+    def batches(self, indices, device):
+        """Iterate over tensors of the images that each of ``indices`` names."""
+        # Arrays have been checked as a whole; what a reader of files returns has not.
+        name = "ConvNetClassifier" if isinstance(self.images, ImageFiles) else None
+        return iterate_batches(self.images, indices, device, name)
+
     def as_dataset(self):
         """Return it as skorch's callbacks expect it."""
         return Dataset(self.images, self.targets.cpu().numpy())
@@ -56,6 +63,7 @@ class Training:
     epochs: int
     batch_size: int
     order: torch.Generator
+    part: torch.nn.Module | None = None  # of the network; what is trained, None: all of it
     schedule: Callable[[int], np.ndarray] | None = None  # number of steps -> factors of lr
     augment: Callable | None = None
     patience: int | None = None
@@ -126,19 +134,20 @@ class LeanNet(NeuralNetClassifier):
 
     def _train_epoch(self, training, cuts, lrs):
         """Train on all batches; what a GPU computes is not waited for before the end."""
-        module, data = self.module_, training.train
-        module.train()
+        module, data = training.part or self.module_, training.train
+        self.module_.train()
         order = torch.randperm(len(data), generator=training.order)
         rows, targets = order.numpy(), data.targets[order.to(data.targets.device)]
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
         losses, winners = [], []
-        for number, cut in enumerate(cuts):
+        batches = data.batches([rows[cut] for cut in cuts], self.device)
+        for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
             if lrs is not None:
                 self._set_lrs(lrs[number])
-            x, y = take_batch(data.images, rows[cut], self.device), targets[cut]
+            y, w = targets[cut], None if weights is None else weights[cut]
             if training.augment is not None:
                 x = _augmented(x, training.augment, module)
-            loss, logits = self._train_batch(x, y, None if weights is None else weights[cut])
+            loss, logits = self._train_batch(module, x, y, w)
             training.n_batches += 1
             losses.append(loss.detach())
             winners.append(logits.detach().argmax(1))
@@ -168,16 +177,16 @@ class LeanNet(NeuralNetClassifier):
             "check the scale of X"
         )
 
-    def _train_batch(self, x, y, weights):
+    def _train_batch(self, module, x, y, weights):
         listened = bool(self.callbacks_)
         batch, step = (x, y), {}
         if listened:
             self.notify("on_batch_begin", batch=batch, training=True)
 
         def closure():
-            for parameter in self.module_.parameters():
+            for parameter in module.parameters():
                 parameter.grad = None
-            step["y_pred"] = self.module_(x)
+            step["y_pred"] = module(x)
             step["loss"] = self._loss(step["y_pred"], y, weights)
             step["loss"].backward()
             if listened:
@@ -196,21 +205,21 @@ class LeanNet(NeuralNetClassifier):
         if training.valid is None:
             return {"valid_loss": None, "valid_accuracy": None}
         self.module_.eval()
+        module, data = training.part or self.module_, training.valid
+        cuts = slices(len(data), training.batch_size)
         total, hits = 0.0, 0
-        for cut in slices(len(training.valid), training.batch_size):
-            data = training.valid
-            x, y = take_batch(data.images, cut, self.device), data.targets[cut]
-            weights = None if data.weights is None else data.weights[cut]
+        for cut, x in zip(cuts, data.batches(cuts, self.device), strict=True):
+            y, weights = data.targets[cut], None if data.weights is None else data.weights[cut]
             if self.callbacks_:
                 self.notify("on_batch_begin", batch=(x, y), training=False)
             with torch.no_grad():
-                logits = self.module_(x)
+                logits = module(x)
                 loss = self._loss(logits, y, weights)
             if self.callbacks_:
                 self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
             total += loss * len(x)
             hits += (logits.argmax(1) == y).sum()
-        n = len(training.valid)
+        n = len(data)
         return {"valid_loss": float(total) / n, "valid_accuracy": float(hits) / n}
 
     def _end_batch(self, batch, prefix, step):
@@ -285,6 +294,7 @@ def make_net(
     optimizer,
     optimizer_params,
     lr,
+    backbone_lr,
     weight_decay,
     batch_size,
     callbacks,
@@ -303,6 +313,10 @@ def make_net(
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     settings = optimizer_settings(optimizer, weight_decay, device) | (optimizer_params or {})
     net_params.setdefault("criterion", torch.nn.CrossEntropyLoss)
+    if network.head is not None and backbone_lr != lr:
+        # The head's group comes first: its rate is the one that is recorded.
+        net_params.setdefault("optimizer__param_groups", [(f"body.{network.head}.*", {"lr": lr})])
+        lr = backbone_lr
     net = LeanNet(
         network,
         optimizer=optimizer,

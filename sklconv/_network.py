@@ -1,5 +1,7 @@
 """``module=`` to a torch module: networks of declarative layers, and users' own."""
 
+import difflib
+import fnmatch
 import inspect
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -9,8 +11,10 @@ from sklearn.base import BaseEstimator
 from torch import nn
 
 from . import layers
-from ._modules import ImageNetwork, LayerStack, PreparePixels
-from ._randomness import generator, seeded_global_states
+from ._backbones import Backbone
+from ._modules import ImageNetwork, PreparePixels, initialize_weights
+from ._randomness import generator, mask_generator, seeded_global_states
+from ._stack import LayerStack
 from ._taps import trace_layers
 
 
@@ -186,6 +190,8 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
     """
     # Declarative layers take the generator; others' constructors draw from the global states.
     with seeded_global_states(seed):
+        if isinstance(module, Backbone):
+            return _with_new_head(module.resolve(), image_shape, n_classes, generator(seed))
         body = build_body(module, image_shape, n_classes, generator(seed))
     network = ImageNetwork(PreparePixels(*statistics or ()), body)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -197,13 +203,60 @@ def seeded_draws(network, seed, users_code):
     body = network.body
     declarative = isinstance(body, LayerStack)
     if declarative:
-        body.use_generator(generator(seed, network.device))
+        body.use_generator(mask_generator(seed, network.device))
     try:
         with nullcontext() if declarative and not users_code else seeded_global_states(seed):
             yield
     finally:
         if declarative:
             body.use_generator(None)
+
+
+def _with_new_head(backbone, image_shape, n_classes, generator):
+    """Return a copy of the backbone's network whose last linear layer is one for the classes."""
+    body = deepcopy(backbone.load()).requires_grad_(True)
+    prepare = backbone.preparation(body)
+    calls, output = trace_network(ImageNetwork(prepare, body), image_shape)
+    last = next((c for c in reversed(calls) if isinstance(c.module, nn.Linear)), None)
+    if last is None or last.output is not output:
+        raise ValueError(
+            f"module: the backbone {backbone.network!r} does not end in a linear layer that a "
+            "head for the classes could take the place of; use it in a ConvFeatureExtractor, "
+            "or give a TorchModule or a module with a head of its own"
+        )
+    head = nn.Linear(last.module.in_features, n_classes)
+    initialize_weights(head.weight, head.bias, "default", generator)
+    parent, _, name = last.name.rpartition(".")
+    setattr(body.get_submodule(parent), name, head)
+    network = ImageNetwork(prepare, body, head=last.name)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def frozen_layers(network, freeze):
+    """Return the modules that ``freeze``, a parameter of `ConvNetClassifier`, names."""
+    if freeze is None:
+        return []
+    if freeze == "backbone":
+        if network.head is None:
+            raise ValueError(
+                "freeze='backbone' needs module=Backbone(...); of other networks name the layers"
+            )
+        # All but the head: also what stands around it may hold dropout.
+        head = network.body.get_submodule(network.head)
+        return [part for part in network.body.modules() if part is not head]
+    layers = dict(network.body.named_modules())
+    del layers[""]
+    found: dict[str, nn.Module] = {}
+    for pattern in [freeze] if isinstance(freeze, str) else freeze:
+        names = [pattern] if pattern in layers else fnmatch.filter(layers, pattern)
+        if not names:
+            nearest = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.4)
+            raise ValueError(
+                f"freeze={pattern!r} is not a layer of this network. Its layers are: "
+                f"{', '.join(layers)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+            )
+        found |= {name: layers[name] for name in names}
+    return list(found.values())
 
 
 def build_body(module, image_shape, n_classes, generator):
@@ -217,8 +270,8 @@ def build_body(module, image_shape, n_classes, generator):
     if isinstance(module, nn.Module):
         return deepcopy(module)
     raise TypeError(
-        f"module={module!r} is none of 'auto', a list of (name, layer) pairs, a TorchModule and "
-        "a torch.nn.Module instance"
+        f"module={module!r} is none of 'auto', a list of (name, layer) pairs, a TorchModule, a "
+        "Backbone and a torch.nn.Module instance"
         + (f"; for a class, TorchModule({module.__name__})" if isinstance(module, type) else "")
     )
 
@@ -228,7 +281,8 @@ def trace_network(network, image_shape, n_outputs=None):
 
     Raises unless it takes images of this shape and puts out ``n_outputs`` columns.
     """
-    blank = torch.zeros(2, *image_shape, device=network.device)
+    # Bytes are in range whatever range other pixels have to be in.
+    blank = torch.zeros(2, *image_shape, dtype=torch.uint8, device=network.device)
     try:
         calls, output = trace_layers(network.eval().body, lambda: network(blank))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

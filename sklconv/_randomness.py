@@ -16,6 +16,11 @@ def generator(seed, device="cpu"):
     return torch.Generator(device).manual_seed(int(seed))
 
 
+def mask_generator(seed, device):
+    """Return what dropout masks are drawn from on ``device``: on a CPU, the fastest there is."""
+    return np.random.SFC64(seed) if device.type == "cpu" else generator(seed, device)
+
+
 @contextmanager
 def seeded_global_states(seed):
     """Run a block under seeded global states of torch, numpy and `random`; then restore them.

@@ -10,7 +10,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from ._modules import LayerStack
+from ._stack import LayerStack
 
 
 @dataclass(frozen=True)

@@ -383,7 +383,7 @@ class Dropout(Layer):
 
 
 class Flatten(Layer):
-    """Feature maps to one vector: pixel by pixel, the channels of a pixel side by side.
+    """Feature maps to one vector: map behind map, row behind row.
 
     Put in by itself where a `Dense` stands behind feature maps.
 

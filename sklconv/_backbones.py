@@ -1,0 +1,423 @@
+"""Backbone: a pretrained network with the preprocessing that its weights want."""
+
+import copy
+import difflib
+import functools
+import os
+import weakref
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+from torch.nn import functional as F
+
+from ._files import central_region
+from ._modules import as_channels_last
+from ._sklearn import Interval, StrOptions, validate_parameter_constraints
+
+PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")
+
+
+class Backbone(BaseEstimator):
+    """A pretrained network, with the preprocessing that its weights want.
+
+    As the ``estimator`` of a `ConvFeatureExtractor` it is frozen; as the ``module`` of a
+    `ConvNetClassifier` it gets a new last layer for the classes and is fine-tuned. Nothing is
+    loaded before fit, and then once a process, however often an estimator is cloned. The two
+    networks used last stay in memory.
+
+    Parameters
+    ----------
+    network : str, torch.nn.Module or callable
+        ``"timm/resnet18"``, ``"torchvision/resnet18"``, a module, or a function without
+        arguments that returns one. A module is copied, never changed.
+    weights : str, path-like or None, default="pretrained"
+        "pretrained": those that the library downloads (tens to hundreds of MB, once), or that
+        the module has. A path: a ``.safetensors`` file or a ``.pth`` file with nothing but
+        tensors in it. None: random.
+    mean, std : sequence of float or None, default=None
+        Of each channel, of pixels in [0, 1]. None: as the weights' library says, or none.
+    image_size : int, (int, int) or None, default=None
+        Height and width to which images are resized, in pixels. None: as the weights' library
+        says (the size for testing, where it has one), or as the images are.
+    interpolation : {"bilinear", "bicubic"} or None, default=None
+        How, antialiased. None: as the weights' library says, or "bilinear".
+    crop_pct : float in (0, 1] or None, default=None
+        Share of the image's shorter side that the centre crop takes, which then has
+        ``image_size``. Images that have it already are not cropped. None: as the weights'
+        library says, or no crop: the whole image is resized, whatever its proportions.
+    value_range : (float, float) or None, default=None
+        What pixels that are not uint8 span. None: [0, 1] where there are ``mean`` and ``std``,
+        and then values outside are an error; else they go in unchanged. uint8 spans [0, 255].
+
+    See Also
+    --------
+    ConvFeatureExtractor : Features from a backbone.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_sample_images
+    >>> from torch import nn
+    >>> from sklconv import Backbone, ConvFeatureExtractor
+    >>> images = load_sample_images().images  # two photographs of 427×640 pixels
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> backbone = Backbone(net, mean=[0.5] * 3, std=[0.25] * 3, image_size=64)
+    >>> ConvFeatureExtractor(backbone).fit_transform(images).shape
+    (2, 8)
+    """
+
+    _parameter_constraints: dict = {
+        "network": [str, nn.Module, callable],
+        "weights": [str, os.PathLike, None],
+        "mean": ["array-like", None],
+        "std": ["array-like", None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "interpolation": [StrOptions({"bilinear", "bicubic"}), None],
+        "crop_pct": [Interval(Real, 0, 1, closed="right"), None],
+        "value_range": [tuple, list, None],
+    }
+
+    def __init__(
+        self,
+        network,
+        *,
+        weights="pretrained",
+        mean=None,
+        std=None,
+        image_size=None,
+        interpolation=None,
+        crop_pct=None,
+        value_range=None,
+    ):
+        self.network = network
+        self.weights = weights
+        self.mean = mean
+        self.std = std
+        self.image_size = image_size
+        self.interpolation = interpolation
+        self.crop_pct = crop_pct
+        self.value_range = value_range
+
+    def __sklearn_clone__(self):
+        # Clones share a module, which is never changed: its weights are there once.
+        return Backbone(**self.get_params(deep=False))
+
+    def resolve(self):
+        """Return a `Backbone` whose preprocessing is filled in from the weights' library."""
+        validate_parameter_constraints(
+            self._parameter_constraints, self.get_params(deep=False), "Backbone"
+        )
+        known = _known_preprocessing(self.network) if isinstance(self.network, str) else {}
+        given = {name: getattr(self, name) for name in PREPROCESSING}
+        filled = {
+            name: known.get(name) if value is None else value for name, value in given.items()
+        }
+        filled["interpolation"] = filled["interpolation"] or "bilinear"
+        resolved = Backbone(**{**self.get_params(deep=False), **filled})
+        resolved._check()
+        return resolved
+
+    def _check(self):
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("Backbone: mean and std go together: one of them is missing")
+        if self.value_range is not None:
+            low, high = self.value_range
+            if not low < high:
+                raise ValueError(f"Backbone: value_range={self.value_range} is not (low, high)")
+        size = self.image_size
+        if isinstance(size, (tuple, list)) and not (
+            len(size) == 2 and all(isinstance(n, Integral) and int(n) > 0 for n in size)
+        ):
+            raise ValueError(f"Backbone: image_size={size} is neither an int nor (height, width)")
+
+    @property
+    def size(self):
+        """``image_size`` as (height, width), or None."""
+        if self.image_size is None or isinstance(self.image_size, (tuple, list)):
+            return self.image_size and tuple(self.image_size)
+        return (self.image_size, self.image_size)
+
+    def load(self, device="cpu"):
+        """Return the network with its weights, in eval mode: one for all, not to be changed."""
+        if isinstance(self.network, nn.Module):
+            return _shared_copy(self.network, self.weights, device)
+        if self.weights is None:
+            # Random weights are drawn anew.
+            return _prepared(_create(self.network, None), None, device)
+        weights, stamp = self.weights, None
+        if weights != "pretrained":
+            weights = os.fspath(weights)
+            stamp = _stamp(weights)
+        return _load_once(self.network, weights, stamp, device)
+
+    def preparation(self, network):
+        """Return the module that prepares pixels for ``network``; call it on a resolved one."""
+        first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+        channels = None if first is None else first.in_channels
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and channels is not None and len(values) not in (1, channels):
+                raise ValueError(
+                    f"Backbone: {name} has {len(values)} values, but the network takes "
+                    f"{channels} channels"
+                )
+        return PrepareForWeights(
+            channels,
+            self.size,
+            self.mean,
+            self.std,
+            self.interpolation,
+            self.crop_pct,
+            self.value_range,
+        )
+
+
+def file_options(module):
+    """Return the further arguments of `ImageFiles` that ``module``, if a `Backbone`, wants."""
+    if not isinstance(module, Backbone):
+        return {}
+    backbone = module.resolve()
+    options = {"crop_pct": backbone.crop_pct, "interpolation": backbone.interpolation}
+    if backbone.size is not None:
+        options["shape"] = (3, *backbone.size)
+    return options
+
+
+class PrepareForWeights(nn.Module):
+    """Pixels as they come to what pretrained weights want: channels, size, range, scale."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, channels, size, mean, std, interpolation, crop_pct, value_range):
+        super().__init__()
+        self.channels, self.size = channels, size
+        self.interpolation, self.crop_pct = interpolation, crop_pct
+        self.value_range = value_range
+        self.standardize = mean is not None
+        if self.standardize:
+            self.register_buffer("mean", torch.tensor([*mean]).float().view(1, -1, 1, 1))
+            self.register_buffer("std", torch.tensor([*std]).float().view(1, -1, 1, 1))
+
+    def forward(self, x):  # (N, C, H, W), any real dtype -> (N, channels, *size), float32
+        x = self._matched(self._ranged(x))
+        x = self._resized(x)
+        if self.standardize:
+            x = (x - self.mean).div_(self.std)
+        return as_channels_last(x)
+
+    def _ranged(self, x):
+        if x.dtype == torch.uint8:
+            return x.to(torch.float32).div_(255)
+        x = x.to(torch.float32, copy=True)
+        if self.value_range is None and not self.standardize:
+            return x
+        low, high = self.value_range or (0, 1)
+        least, most = (float(v) for v in x.aminmax())
+        if not (low <= least and most <= high):
+            raise ValueError(
+                f"X has values from {least:.4g} to {most:.4g}, outside of the "
+                + ("value_range=" if self.value_range else "range ")
+                + f"({low}, {high}) that the backbone expects of pixels other than uint8; pass "
+                "uint8, or say what they span: Backbone(..., value_range=(low, high))"
+            )
+        return x.sub_(low).div_(high - low)
+
+    def _matched(self, x):
+        came = x.shape[1]
+        if self.channels in (None, came):
+            return x
+        if came == 1:
+            return x.expand(-1, self.channels, -1, -1)
+        if (came, self.channels) in ((4, 3), (2, 1)):
+            return x[:, : self.channels]
+        raise ValueError(
+            f"X has images of {came} channels, but the backbone takes {self.channels}: grey is "
+            "repeated and alpha is dropped, anything else is for you to convert"
+        )
+
+    def _resized(self, x):
+        if self.size is None or tuple(x.shape[2:]) == self.size:
+            return x
+        if self.crop_pct is not None:
+            top, left, height, width = central_region(x.shape[2:], self.size, self.crop_pct)
+            x = x[:, :, top : top + height, left : left + width]
+        resized = F.interpolate(x, self.size, mode=self.interpolation, antialias=True)
+        # Bicubic interpolation overshoots at edges, which 8-bit resizing cuts off as well.
+        return resized.clamp_(0, 1) if self.standardize else resized
+
+    def extra_repr(self):
+        parts = [f"channels={self.channels}", f"size={self.size}"]
+        if self.standardize:
+            mean = [round(v, 4) for v in self.mean.flatten().tolist()]
+            std = [round(v, 4) for v in self.std.flatten().tolist()]
+            parts += [f"mean={mean}", f"std={std}"]
+        parts += [f"interpolation={self.interpolation!r}", f"crop_pct={self.crop_pct}"]
+        return ", ".join(parts)
+
+
+def _split(network):
+    library, _, name = network.partition("/")
+    if library not in ("timm", "torchvision") or not name:
+        raise ValueError(
+            f"Backbone: network={network!r} is neither 'timm/NAME' nor 'torchvision/NAME' nor a "
+            "module"
+        )
+    try:
+        if library == "timm":
+            import timm
+
+            return timm, name
+        import torchvision.models
+
+        return torchvision.models, name
+    except ImportError as error:
+        raise ImportError(
+            f'{network!r} needs {library}: pip install "sklconv[{library}]" ({error})'
+        ) from error
+
+
+def _unknown(network, names):
+    library, _, name = network.partition("/")
+    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return ValueError(
+        f"Backbone: {library} has no network {name!r}"
+        + (f". Did you mean {', '.join(f'{library}/{n}' for n in nearest)}?" if nearest else "")
+    )
+
+
+def _known_preprocessing(network):
+    library, name = _split(network)
+    if library.__name__ == "timm":
+        if not library.is_model(name):
+            raise _unknown(network, library.list_models())
+        return _timm_preprocessing(library.get_pretrained_cfg(name))
+    if name not in library.list_models():
+        raise _unknown(network, library.list_models())
+    transforms = library.get_model_weights(name).DEFAULT.transforms()
+    (size, *_), (resized, *_) = transforms.crop_size, transforms.resize_size
+    return {
+        "mean": tuple(transforms.mean),
+        "std": tuple(transforms.std),
+        "image_size": size,
+        "interpolation": transforms.interpolation.value,
+        "crop_pct": size / resized,
+    }
+
+
+def _timm_preprocessing(config):
+    size = config.test_input_size or config.input_size
+    return {
+        "mean": tuple(config.mean),
+        "std": tuple(config.std),
+        "image_size": size[1] if size[1] == size[2] else size[1:],
+        "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",
+        "crop_pct": config.test_crop_pct or config.crop_pct,
+    }
+
+
+def _create(network, weights):
+    """Return a new module; the library's own pretrained weights if ``weights`` says so."""
+    if not isinstance(network, str):
+        module = network()
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"Backbone: network={network!r} returned {type(module).__name__}, not a "
+                "torch.nn.Module"
+            )
+        return module
+    library, name = _split(network)
+    pretrained = weights == "pretrained"
+    try:
+        if library.__name__ == "timm":
+            return library.create_model(name, pretrained=pretrained)
+        return library.get_model(name, weights="DEFAULT" if pretrained else None)
+    except OSError as error:  # what urllib and the hubs' clients raise
+        raise OSError(
+            f"the pretrained weights of {network!r} could not be had ({error}); weights= takes a "
+            "local .safetensors or .pth file, too"
+        ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _load_once(network, weights, stamp, device):
+    return _prepared(_create(network, weights), weights, device)
+
+
+_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _shared_copy(module, weights, device):
+    """Return a copy of ``module``, the same one as long as its weights are the same."""
+    file = None if weights in ("pretrained", None) else _stamp(weights)
+    tensors = [*module.parameters(), *module.buffers()]
+    stamp = (weights, file, device, [tensor._version for tensor in tensors])
+    known = _copies.get(module)
+    if known is None or known[0] != stamp:
+        _copies[module] = known = (stamp, _prepared(copy.deepcopy(module), weights, device))
+    return known[1]
+
+
+def _prepared(module, weights, device):
+    if weights not in ("pretrained", None):
+        _load_weights(module, os.fspath(weights))
+    module.eval().requires_grad_(False).to(device)
+    return module.to(memory_format=torch.channels_last)
+
+
+def _stamp(path):
+    status = os.stat(path)
+    return (status.st_mtime_ns, status.st_size)
+
+
+def _load_weights(module, path):
+    state = _read_weights(path)
+    expected = module.state_dict()
+    missing, unexpected = sorted(expected.keys() - state), sorted(state.keys() - expected)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected.keys() & state
+        if state[key].shape != expected[key].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{what}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
+            for what, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", sorted(shapes)),
+            )
+            if keys
+        ]
+        raise ValueError(f"weights={path!r} are those of another network: {'; '.join(parts)}")
+    module.load_state_dict(state, strict=False)
+
+
+def _read_weights(path):
+    if path.endswith(".safetensors"):
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            raise ImportError(
+                '.safetensors files need safetensors: pip install "sklconv[timm]"'
+            ) from None
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ValueError(f"weights={path!r} is no file of weights: {error}") from error
+    except Exception as error:  # pickle.UnpicklingError: what is not a tensor is not unpickled
+        raise ValueError(
+            f"weights={path!r} holds more than tensors and is not read: {error}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        raise ValueError(f"weights={path!r} holds {type(state).__name__}, not named tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
