@@ -4,26 +4,14 @@ import copy
 from numbers import Integral, Real
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 
-from ._backbones import Backbone, file_options
-from ._devices import resolve_device
-from ._images import ImageFormat, channel_statistics, check_finite, check_images, take_rows
+from ._backbones import file_options
+from ._images import ImageFormat, check_finite, check_images, take_rows
 from ._inference import collect_outputs, read_images
-from ._net import ImageSet, ProgressBar, Training, make_net
-from ._network import (
-    auto_layers,
-    build_network,
-    frozen_layers,
-    is_auto,
-    seeded_draws,
-    trace_network,
-)
-from ._optimization import OPTIMIZERS, SCHEDULES, auto_batch_size
-from ._randomness import generator
-from ._report import EPOCH_HEADER, as_table, format_epoch, format_layers, layer_rows
+from ._network import auto_layers, is_auto
+from ._optimization import OPTIMIZERS, SCHEDULES
 from ._sklearn import (
     BaseComposition,
     Interval,
@@ -32,8 +20,8 @@ from ._sklearn import (
     fit_context,
     undone_if_it_fails,
 )
-from ._taps import Tap, run_taps
 from ._targets import check_labels, combined_weights, encode_labels, hold_out
+from ._training import train_classifier
 
 
 class ConvNetClassifier(ClassifierMixin, BaseComposition):
@@ -113,6 +101,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
     device : str, default="auto"
         ``"cpu"``, ``"cuda"``, ``"mps"`` or another name that torch knows. "auto": a GPU if
         there is one.
+    precision : {"float32", "bfloat16"}, default="float32"
+        "bfloat16": layers compute with 16-bit numbers, weights stay 32-bit; for GPUs, and CPUs
+        with instructions for it, an error elsewhere.
     random_state : int, RandomState instance or None, default=None
         Seeds the weights, the order of the images, dropout and, for networks that are not
         made of declarative layers and for ``augment``, the global generators meanwhile. With
@@ -192,6 +183,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         "callbacks": [list, None],
         "net_params": [dict, None],
         "device": [str],
+        "precision": [StrOptions({"float32", "bfloat16"})],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -223,6 +215,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         callbacks=None,
         net_params=None,
         device="auto",
+        precision="float32",
         random_state=None,
         verbose=0,
     ):
@@ -250,6 +243,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         self.callbacks = callbacks
         self.net_params = net_params
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -347,7 +341,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             valid = self._read_validation_data(X_val, y_val, sample_weight_val)
             if self.early_stopping and valid is None:
                 train, valid = self._hold_out(train)
-            self._train(train, valid, self.max_epochs, old=self.net_ if warm else None)
+            train_classifier(self, train, valid, self.max_epochs, old=self.net_ if warm else None)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -382,9 +376,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             weights = combined_weights(
                 sample_weight, self.class_weight, images, y, "sample_weight"
             )
-            self._train(
-                (images, targets, weights), None, 1, old=None if first else self.net_, partial=True
-            )
+            train = (images, targets, weights)
+            train_classifier(self, train, None, 1, old=None if first else self.net_, partial=True)
         return self
 
     def decision_function(self, X):
@@ -510,117 +503,3 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
                 f"classes={classes.tolist()} is not the same as on the first call to "
                 f"partial_fit, which was {self.classes_.tolist()}"
             )
-
-    def _train(self, train, valid, epochs, *, old=None, partial=False):
-        """Train a new net, or go on from the ``old`` one, and set the fitted attributes."""
-        device = resolve_device(self.device)
-        n_before = 0 if old is None else len(old.history)
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        seeds = np.random.SeedSequence([seed, n_before]).generate_state(4)
-        net = (
-            old
-            if partial and old is not None
-            else self._make_net(train, valid, old, seeds[0], device)
-        )
-        network = net.module_
-        network.freeze(frozen_layers(network, self.freeze))
-        calls, _ = trace_network(network, self.image_shape_, len(self.classes_))
-        part = None
-        if self.freeze == "backbone" and self.augment is None:
-            # What the backbone puts out stays the same from epoch to epoch.
-            part = network.body.get_submodule(network.head)
-            train = self._before_head(network, train)
-            valid = None if valid is None else self._before_head(network, valid)
-        training = Training(
-            train=_image_set(train, device),
-            valid=None if valid is None else _image_set(valid, device),
-            part=part,
-            epochs=epochs,
-            batch_size=self._batch_size(len(train[0])),
-            order=generator(seeds[1]),
-            schedule=None if partial else self._schedule(),
-            augment=self.augment,
-            patience=self.n_iter_no_change if self.early_stopping and not partial else None,
-            tol=self.tol,
-            report=self._announce(net, calls) if self.verbose else None,
-        )
-        before = net.snapshot() if net is old else None
-        try:
-            with seeded_draws(net.module_, seeds[2], users_code=self.augment is not None):
-                net.train(training)
-        except Exception:
-            if before is not None:
-                net.rollback(before)
-            raise
-        finally:
-            if training.n_batches:
-                self.net_, self.n_iter_ = net, len(net.history) - n_before
-                self.layer_table_ = as_table(layer_rows(calls))
-
-    def _before_head(self, network, data):
-        """Return ``data`` with what goes into the head of ``network`` in the images' place."""
-        images, *others = data
-        tap = Tap("head", network.head, 1, of_input=True)
-        features = collect_outputs(
-            network, images, lambda x: run_taps(network, [tap], tap, x)[0], type(self).__name__
-        )
-        return features, *others
-
-    def _make_net(self, train, valid, old, seed, device):
-        if old is None:
-            network = self._build_network(train[0], seed)
-        else:
-            network = copy.deepcopy(old.module_)
-        callbacks = list(self.callbacks or [])
-        net = make_net(
-            network,
-            n_classes=len(self.classes_),
-            weighted=train[2] is not None or (valid is not None and valid[2] is not None),
-            optimizer=self.optimizer,
-            optimizer_params=self.optimizer_params,
-            lr=self.lr,
-            backbone_lr=self.lr * self.backbone_lr_scale,
-            weight_decay=self.weight_decay,
-            batch_size=self._batch_size(len(train[0])),
-            callbacks=callbacks + [ProgressBar()] if self.verbose > 1 else callbacks,
-            net_params=self.net_params,
-            device=device,
-        )
-        if old is not None:
-            net.history = copy.deepcopy(old.history)
-        return net
-
-    def _build_network(self, images, seed):
-        standardize = self.standardize
-        if standardize == "auto":
-            standardize = not isinstance(self.module, (torch.nn.Module, Backbone))
-        if isinstance(self.module, list):
-            self._validate_names([name for name, _ in self._named_layers()])
-        return build_network(
-            self.module,
-            self.image_shape_,
-            len(self.classes_),
-            statistics=channel_statistics(images) if standardize else None,
-            seed=seed,
-        )
-
-    def _batch_size(self, n):
-        return auto_batch_size(n) if self.batch_size == "auto" else self.batch_size
-
-    def _schedule(self):
-        if self.lr_schedule == "auto":
-            return None if self.early_stopping else SCHEDULES["onecycle"]
-        return SCHEDULES.get(self.lr_schedule)
-
-    def _announce(self, net, calls):
-        """Print the layer table; return what prints an epoch's line."""
-        print(format_layers(layer_rows(calls), self.image_shape_, net.n_learnable))
-        print(EPOCH_HEADER)
-        return lambda row: print(format_epoch(row))
-
-
-def _image_set(part, device):
-    images, targets, weights = part
-    if weights is not None:
-        weights = torch.as_tensor(weights / weights.mean(), dtype=torch.float32, device=device)
-    return ImageSet(images, torch.as_tensor(targets, device=device), weights)

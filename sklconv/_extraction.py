@@ -14,10 +14,7 @@ import numpy as np
 import torch
 
 from ._files import FORMATS, import_pillow
-from ._images import slices
-
-# What a parquet file's group of rows takes in memory, at most.
-GROUP_BYTES = 64 * 2**20
+from ._images import CHUNK_BYTES, slices
 
 
 class ExtractionError(Exception):
@@ -29,7 +26,12 @@ class Photos(NamedTuple):
 
     paths: list
     classes: list  # "" where a file was named itself
-    n_others: int  # files in the folders that are no images by their names
+    others: list  # files in the folders that are no images by their names
+
+    @property
+    def class_names(self):
+        """Each class once."""
+        return set(self.classes) - {""}
 
 
 def find_photos(places):
@@ -39,38 +41,36 @@ def find_photos(places):
     a dot are left out. The class of a photo is the folder it lies in, relative to the one given,
     or that one's own name.
     """
-    suffixes = image_suffixes()
-    found: dict = {}
-    n_others = 0
+    photos, known = Photos([], [], []), set()
     for place in places:
-        files = [place] if not os.path.isdir(place) else list(_walk(place))
-        if os.path.isdir(place):
-            photos = [path for path in files if os.path.splitext(path)[1].lower() in suffixes]
-            n_others += len(files) - len(photos)
-            if not photos:
-                raise ExtractionError(
-                    f"{place}: no photos in this folder, which holds {len(files):,} other files; "
-                    f"photos are those that end in {', '.join(sorted(suffixes))}"
-                )
-            named = [(path, _class_name(path, place)) for path in photos]
-        elif os.path.exists(place):
-            named = [(place, "")]
-        else:
-            raise ExtractionError(f"{place}: no such file or folder")
-        for path, name in named:
-            found.setdefault(os.path.abspath(path), (path, name))
-    paths, classes = zip(*found.values(), strict=True)
-    return Photos(list(paths), list(classes), n_others)
+        for path, name in _named_photos(place, photos.others):
+            if (here := os.path.abspath(path)) not in known:
+                known.add(here)
+                photos.paths.append(path)
+                photos.classes.append(name)
+    return photos
+
+
+def _named_photos(place, others):
+    if not os.path.exists(place):
+        raise ExtractionError(f"{place}: no such file or folder")
+    if not os.path.isdir(place):
+        return [(place, "")]
+    suffixes = image_suffixes()
+    found: list[str] = []
+    for path in _walk(place):
+        is_photo = os.path.splitext(path)[1].lower() in suffixes
+        (found if is_photo else others).append(path)
+    if not found:
+        endings = ", ".join(sorted(suffixes))
+        raise ExtractionError(f"{place}: no photos in this folder: no files that end in {endings}")
+    return [(path, _class_name(path, place)) for path in found]
 
 
 def image_suffixes():
     """Return the endings of the files that can be read, in lower case."""
     Image = import_pillow()
-    return {
-        suffix
-        for suffix, name in Image.EXTENSION.items()
-        if name in FORMATS and name in Image.OPEN
-    }
+    return {end for end, name in Image.EXTENSION.items() if name in FORMATS and name in Image.OPEN}
 
 
 def _walk(folder, above=()):
@@ -99,12 +99,11 @@ def photos_digest(photos):
     """Return a digest of the photos' names, classes, sizes and times of change."""
     digest = hashlib.sha256()
     for path, name in zip(photos.paths, photos.classes, strict=True):
-        try:
+        stamp: tuple = ()
+        with suppress(OSError):
             status = os.stat(path)
-            stamp = [status.st_size, status.st_mtime_ns]
-        except OSError:
-            stamp = None
-        digest.update(json.dumps([path, name, stamp]).encode())
+            stamp = (status.st_size, status.st_mtime_ns)
+        digest.update(json.dumps([path, name, *stamp]).encode())
     return digest.hexdigest()
 
 
@@ -156,59 +155,44 @@ class PartialResults:
             Names of the settings for whose sake an earlier run's results were thrown away.
         """
         self.n_features = n_features
-        before = self._read_settings()
+        file, before = self.folder / "settings", {}
+        with suppress(FileNotFoundError, ValueError):
+            before = json.loads(file.read_text())
         changed = [name for name, value in settings.items() if before.get(name) != value]
         if not changed:
             self._recover()
             return []
-        thrown_away = self._features.seek(0, io.SEEK_END) > 0
-        self._cut(0, 0)
-        temporary = self.folder / "settings.new"
-        temporary.write_text(json.dumps(settings, indent=1))
-        temporary.replace(self.folder / "settings")
-        return changed if thrown_away else []
-
-    def _read_settings(self):
-        try:
-            settings = json.loads((self.folder / "settings").read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return settings if isinstance(settings, dict) else {}
+        was_empty = not self._features.seek(0, io.SEEK_END)
+        self.clear()
+        with _writing(self.folder):
+            file.write_text(json.dumps(settings, indent=1))
+        return [] if was_empty else changed
 
     def _recover(self):
         self._features.seek(0)
         self._batches.seek(0)
         n_bytes = 0
-        for line in self._batches:
-            batch = self._whole_batch(line)
-            if batch is None:
-                break
-            n_bytes += len(line)
-            self.n_rows += batch["n_rows"]
-            self.bad |= dict(batch["bad"])
-        self._cut(self.n_rows * self.n_features * 4, n_bytes)
-
-    def _whole_batch(self, line):
-        try:
-            batch = json.loads(line)
-        except ValueError:
-            return None
-        rows = self._features.read(batch["n_rows"] * self.n_features * 4)
-        return batch if zlib.crc32(rows) == batch["crc32"] else None
-
-    def _cut(self, *sizes):
-        for file, size in zip((self._features, self._batches), sizes, strict=True):
-            file.truncate(size)
+        with suppress(ValueError):  # half a line
+            for line in self._batches:
+                n_rows, checksum, bad = json.loads(line)
+                rows = self._features.read(n_rows * self.n_features * 4)
+                if zlib.crc32(rows) != checksum:
+                    break
+                n_bytes += len(line)
+                self.n_rows += n_rows
+                self.bad |= dict(bad)
+        self._features.truncate(self.n_rows * self.n_features * 4)
+        self._batches.truncate(n_bytes)
 
     def append(self, rows, bad):
         """Keep a batch of features, float32, and the reasons of those rows that are ``bad``."""
         content = np.ascontiguousarray(rows, "<f4").tobytes()
-        batch = {"n_rows": len(rows), "crc32": zlib.crc32(content), "bad": list(bad.items())}
-        line = json.dumps(batch).encode() + b"\n"
+        line = json.dumps([len(rows), zlib.crc32(content), list(bad.items())]) + "\n"
         with _writing(self.folder):
-            for file, written in ((self._features, content), (self._batches, line)):
-                file.write(written)
-                file.flush()
+            self._features.write(content)
+            self._features.flush()
+            self._batches.write(line.encode())
+            self._batches.flush()
         self.n_rows += len(rows)
         self.bad |= bad
 
@@ -217,25 +201,23 @@ class PartialResults:
         shape = (self.n_rows, self.n_features)
         return np.memmap(self.folder / "features", "<f4", mode="r", shape=shape)
 
+    def clear(self):
+        """Throw the results away."""
+        self.n_rows, self.bad = 0, {}
+        self._features.truncate(0)
+        self._batches.truncate(0)
+
     def close(self):
         """Close the files; leave no folder behind if nothing is in it."""
         is_empty = os.path.getsize(self._features.name) == 0
         with suppress(OSError):  # a full disk: that has been said by now
             self._files.close()
         if is_empty:
-            self._delete()
-
-    def clear(self):
-        """Throw the results away."""
-        self.n_rows, self.bad = 0, {}
-        self._cut(0, 0)
-
-    def _delete(self):
-        # File by file: nobody knows what else somebody may have put there.
-        for name in ("batches", "settings", "settings.new", "output", "features"):
-            (self.folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+            # File by file: nobody knows what else somebody may have put there.
+            for name in ("batches", "settings", "features"):
+                (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
 
 
 def _lock(file, folder):
@@ -251,6 +233,15 @@ def _lock(file, folder):
         pass  # a file system without locks
 
 
+@contextmanager
+def _writing(place):
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ExtractionError(f"{place}: can't be written: {reason}") from error
+
+
 def compute_rest(extractor, photos, results):
     """Compute what ``results`` has not yet; yield the number of rows after each batch."""
     first = results.n_rows
@@ -258,17 +249,11 @@ def compute_rest(extractor, photos, results):
         return
     with closing(extractor.transform_batches(photos.paths[first:])) as batches:
         for rows in batches:
-            bad = _bad_rows(rows, results.n_rows, first, extractor)
-            results.append(rows, bad)
+            # Files are read ahead: bad ones may be listed that belong to batches to come.
+            here = range(results.n_rows, results.n_rows + len(rows))
+            bad = {first + row: reason for row, _, reason in extractor.bad_images_}
+            results.append(rows, {row: reason for row, reason in bad.items() if row in here})
             yield len(rows)
-
-
-def _bad_rows(rows, row, first, extractor):
-    unread = row + np.flatnonzero(np.isnan(rows).all(axis=1))
-    if not len(unread):
-        return {}
-    reasons = {first + position: reason for position, _, reason in extractor.bad_images_}
-    return {int(row): reasons[row] for row in unread if row in reasons}
 
 
 class FeatureTable(NamedTuple):
@@ -281,12 +266,9 @@ class FeatureTable(NamedTuple):
 
 def write_npz(file, table):
     """Write the arrays ``features``, ``names``, ``paths`` and ``classes``."""
-    paths, classes, _ = table.photos
-    arrays = {"names": table.names, "paths": paths, "classes": classes}
-    texts: dict[str, Any] = {
-        name: np.array(values, dtype=np.str_) for name, values in arrays.items()
-    }
-    np.savez(file, features=table.features, **texts)
+    texts = {"names": table.names, "paths": table.photos.paths, "classes": table.photos.classes}
+    arrays: dict[str, Any] = {key: np.array(values, np.str_) for key, values in texts.items()}
+    np.savez(file, features=table.features, **arrays)
 
 
 def write_csv(file, table):
@@ -294,8 +276,8 @@ def write_csv(file, table):
     text = io.TextIOWrapper(file, "utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "class", *table.names])
-    paths, classes, _ = table.photos
-    for path, name, row in zip(paths, classes, table.features, strict=True):
+    photos = table.photos
+    for path, name, row in zip(photos.paths, photos.classes, table.features, strict=True):
         # As few digits as tell one float32 from all others.
         writer.writerow([as_utf8(path), as_utf8(name), *row.astype(np.str_).tolist()])
     text.detach()
@@ -307,11 +289,11 @@ def write_parquet(file, table):
     text, number = pyarrow.string(), pyarrow.float32()
     columns = [("path", text), ("class", text), *((name, number) for name in table.names)]
     schema = pyarrow.schema(columns)
-    group_size = max(1, GROUP_BYTES // (4 * len(table.names)))
+    group_size = max(1, CHUNK_BYTES // (4 * len(table.names)))
     with parquet.ParquetWriter(file, schema) as writer:
         for cut in slices(len(table.features), group_size):
             texts = [
-                pyarrow.array([as_utf8(value) for value in values[cut]], text)
+                [as_utf8(value) for value in values[cut]]
                 for values in (table.photos.paths, table.photos.classes)
             ]
             features = [pyarrow.array(column) for column in table.features[cut].T.copy()]
@@ -338,75 +320,41 @@ def as_utf8(path):
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-@contextmanager
-def _replaced_when_whole(output, folder):
-    """Yield a file to write in; it gets the name ``output`` when all of it is on the disk."""
-    temporary = folder / "output"
-    try:
-        with _writing(output), open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with _writing(output):
-            temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(output.parent)
-
-
-def write_output(output, results, photos, names):
-    """Write the features of all photos to the path ``output``, in the format that it ends in."""
-    table = FeatureTable(results.features(), names, photos)
-    with _replaced_when_whole(output, results.folder) as file:
-        WRITERS[output.suffix.lower()](file, table)
-
-
-def write_bad_list(output, bad):
-    """Write (path, reason) of the photos that could not be read; remove an earlier run's list."""
-    place = bad_list_path(output)
-    if not bad:
-        place.unlink(missing_ok=True)
-        return
-    with _writing(place), open(place, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("path", "reason"), *((as_utf8(path), why) for path, why in bad)])
-
-
-@contextmanager
-def _writing(place):
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ExtractionError(f"{place}: can't be written: {reason}") from error
-
-
-def _sync(folder):
-    # Windows opens no folders, and not every file system can do it.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def check_output(output):
     """Raise unless ``output`` is a path that features can be written to."""
     suffix = output.suffix.lower()
     if suffix not in WRITERS:
-        raise ExtractionError(
-            f"{output}: the output's name must end in {', '.join(WRITERS)}, which says what it "
-            "is written as"
-        )
+        raise ExtractionError(f"{output}: the output's name must end in {', '.join(WRITERS)}")
     if output.is_dir():
         raise ExtractionError(f"{output}: is a folder; give the name of a file")
-    if not output.parent.is_dir():
-        raise ExtractionError(f"{output}: there is no folder {output.parent}")
     if suffix == ".parquet":
         import_pyarrow()
 
 
-def bad_list_path(output):
-    """Return where the list of photos that could not be read is written."""
-    return Path(f"{output}.bad.csv")
+def write_output(output, results, photos, names):
+    """Write the features to the path ``output``, which gets its name when all is on the disk."""
+    table = FeatureTable(results.features(), names, photos)
+    temporary = results.folder / "output"
+    try:
+        with _writing(output):
+            with open(temporary, "wb") as file:
+                WRITERS[output.suffix.lower()](file, table)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bad_list(output, bad):
+    """Write (path, reason) of the photos that could not be read; return where.
+
+    An earlier run's list is removed if there are none.
+    """
+    place = Path(f"{output}.bad.csv")
+    place.unlink(missing_ok=True)
+    if bad:
+        with _writing(place), open(place, "w", encoding="utf-8", newline="") as file:
+            lines = [("path", "reason"), *((as_utf8(path), reason) for path, reason in bad)]
+            csv.writer(file, lineterminator="\n").writerows(lines)
+    return place

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._backbones import Backbone, file_options
 from ._classifier import ConvNetClassifier
-from ._devices import resolve_device
+from ._devices import check_precision, resolve_device
 from ._files import ImageFiles
 from ._images import ImageFormat, check_image_shape, check_images
 from ._inference import collect_outputs, iterate_outputs, read_images
@@ -52,7 +52,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         How feature maps (N, C, H, W) and tokens (N, T, C) become vectors: the mean or maximum
         of each map, or all values. "auto": the mean. A callable takes the activation, a
         tensor, and returns one of shape (N, n_features). Vectors are left alone.
-    image_shape, data_format, reader, device, random_state, verbose : default=None
+    image_shape, data_format, reader, device, precision, random_state, verbose : default=None
         As for `ConvNetClassifier`; None: as the estimator has it.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
@@ -114,6 +114,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         "on_bad_image": [StrOptions({"raise", "nan"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str, None],
+        "precision": [StrOptions({"float32", "bfloat16"}), None],
         "random_state": ["random_state"],
         "verbose": ["verbose", None],
     }
@@ -130,6 +131,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         on_bad_image="raise",
         batch_size=None,
         device=None,
+        precision=None,
         random_state=None,
         verbose=None,
     ):
@@ -142,6 +144,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         self.on_bad_image = on_bad_image
         self.batch_size = batch_size
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -286,6 +289,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
                 "data_format",
                 "reader",
                 "device",
+                "precision",
                 "random_state",
                 "verbose",
             )
@@ -337,6 +341,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _place_taps(self):
+        check_precision(self.precision, self.module_.device)
         calls, output = trace_network(self.module_, self.image_shape_)
         self._taps = resolve_taps(self.layer, calls, output)
         self._deepest = find_deepest(self._taps, calls)
@@ -349,7 +354,9 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         ]
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
-        activations = run_taps(self.module_, self._taps, self._deepest, x)
+        network = self.module_
+        precision = self.precision or network.precision
+        activations = run_taps(network, self._taps, self._deepest, x, precision)
         features = [
             self._pooled(tap.name, activation)
             for tap, activation in zip(self._taps, activations, strict=True)

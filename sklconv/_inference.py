@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from ._devices import keep_freed_memory
 from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
 DEFAULT_BATCH_SIZE = 128
@@ -65,6 +66,7 @@ def collect_outputs(network, images, run, name, batch_size=None):
 
 
 def _evaluate(network, batch, run):
+    keep_freed_memory()
     if network.has_training_parts():
         network.eval()
     n, missing = len(batch), 0

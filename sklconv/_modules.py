@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ._devices import autocast
+
 ACTIVATIONS = {
     "relu": F.relu_,
     "leaky_relu": F.leaky_relu_,
@@ -58,6 +60,7 @@ class ImageNetwork(nn.Module):
         self.prepare = prepare
         self.body = body
         self.head = head  # name of the layer that is new in a pretrained body
+        self.precision = "float32"
         self._frozen = []
         # Walking through the modules and parameters of a small network takes as long as a
         # layer of it: they are noted once.
@@ -96,8 +99,17 @@ class ImageNetwork(nn.Module):
         """Whether any part is in training mode."""
         return any([part.training for part in self._parts])  # noqa: C419  (a list is faster)
 
-    def forward(self, x):  # (N, C, H, W) -> the body's output
-        return self.body(as_channels_last(self.prepare(x)))
+    def forward(self, x):  # (N, C, H, W) -> the body's output, float32
+        x = self.prepared(x)
+        if self.precision == "float32":
+            return self.body(x)
+        with autocast(x.device, self.precision):
+            return self.body(x).float()
+
+    def prepared(self, x):
+        """Return ``x`` as the body wants it."""
+        x = self.prepare(x)
+        return x if getattr(self.body, "chooses_layout", False) else as_channels_last(x)
 
 
 class Activation(nn.Module):

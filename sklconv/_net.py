@@ -3,6 +3,7 @@
 import copy
 import dis
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from skorch.callbacks import ProgressBar as ProgressBar
 from skorch.dataset import Dataset
 from skorch.utils import TeeGenerator
 
+from ._devices import keep_freed_memory
 from ._files import ImageFiles
 from ._images import iterate_batches, slices, take_batch
-from ._optimization import OPTIMIZERS, optimizer_settings
+from ._optimization import OPTIMIZERS, optimizer_settings, plain_step
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
 ENGINE_OWNED = {"module", "iterator_train", "iterator_valid", "dataset", "train_split", "classes"}
@@ -70,6 +72,7 @@ class Training:
     tol: float = 0.0
     report: Callable[[dict], None] | None = None
     n_batches: int = 0  # trained so far
+    n_epochs: int = 0
 
 
 class LeanNet(NeuralNetClassifier):
@@ -96,6 +99,8 @@ class LeanNet(NeuralNetClassifier):
         valid = None if training.valid is None else training.valid.as_dataset()
         datasets = {"dataset_train": training.train.as_dataset(), "dataset_valid": valid}
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
+        self._reduce_losses(training)
+        keep_freed_memory()
         self.notify("on_train_begin", **everything)
         try:
             self._train_epochs(training, datasets)
@@ -106,31 +111,63 @@ class LeanNet(NeuralNetClassifier):
             self.module_.eval()
         self.notify("on_train_end", **everything)
 
+    def _reduce_losses(self, training):
+        """Have the criterion return one loss an image if they are to be weighed."""
+        sets = [part for part in (training.train, training.valid) if part is not None]
+        if any(part.weights is not None for part in sets):
+            if getattr(self.criterion_, "reduction", None) not in ("mean", "none"):
+                raise ValueError(
+                    "sample and class weights need a criterion whose reduction is 'mean', not "
+                    f"{self.criterion_}"
+                )
+            self.criterion_.reduction = "none"
+
     def _train_epochs(self, training, datasets):
         cuts = training_batches(len(training.train), training.batch_size)
-        groups = self.optimizer_.param_groups
-        base_lrs = [group["lr"] for group in groups]
+        base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
         factors = None
         if training.schedule is not None:
             factors = training.schedule(training.epochs * len(cuts)).reshape(training.epochs, -1)
         stopping = None if training.patience is None else _EarlyStopping(training)
-        for epoch in range(training.epochs):
-            started = time.perf_counter()
-            self.notify("on_epoch_begin", **datasets)
-            lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
-            row = self._train_epoch(training, cuts, lrs)
-            row |= self._validate(training)
-            row |= {"lr": groups[0]["lr"], "duration": time.perf_counter() - started}
-            self._record(row)
-            if training.report is not None:
-                training.report(self.history_row(-1))
-            if self._callback_stops(datasets):
-                break
-            if stopping is not None and stopping.should_stop(self.module_, row["valid_loss"]):
-                break
-        self._set_lrs(base_lrs)
+        try:
+            for epoch in range(training.epochs):
+                lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
+                training.n_epochs += 1
+                self.notify("on_epoch_begin", **datasets)
+                row = self._run_epoch(training, cuts, lrs)
+                stops = stopping is not None and stopping.watch(self.module_, row["valid_loss"])
+                if self._callback_stops(datasets) or stops:
+                    break
+        finally:
+            self._set_lrs(base_lrs)
+        self._check_weights()
         if stopping is not None:
             stopping.restore_best(self.module_)
+
+    def _check_weights(self):
+        """Raise if the last steps, behind which there was no loss, have ruined the weights."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.module_.parameters()):
+            raise ValueError(
+                f"the weights became infinite or NaN in epoch {len(self.history)}, at a learning "
+                f"rate of {self.optimizer_.param_groups[0]['lr']:.3g}: take a smaller lr"
+            )
+
+    def set_rates(self, lr, backbone_lr):
+        """Set the learning rates that further training starts from."""
+        head, *others = self.optimizer_.param_groups
+        head["lr"] = lr
+        for group in others:
+            group["lr"] = backbone_lr
+
+    def _run_epoch(self, training, cuts, lrs):
+        started = time.perf_counter()
+        row = self._train_epoch(training, cuts, lrs) | self._validate(training)
+        lr = self.optimizer_.param_groups[0]["lr"]
+        row |= {"lr": lr, "duration": time.perf_counter() - started}
+        self._record(row, len(cuts))
+        if training.report is not None:
+            training.report(self.history_row(-1))
+        return row
 
     def _train_epoch(self, training, cuts, lrs):
         """Train on all batches; what a GPU computes is not waited for before the end."""
@@ -140,6 +177,7 @@ class LeanNet(NeuralNetClassifier):
         rows, targets = order.numpy(), data.targets[order.to(data.targets.device)]
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
         losses, winners = [], []
+        step = plain_step(self.optimizer_)
         batches = data.batches([rows[cut] for cut in cuts], self.device)
         for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
             if lrs is not None:
@@ -147,11 +185,12 @@ class LeanNet(NeuralNetClassifier):
             y, w = targets[cut], None if weights is None else weights[cut]
             if training.augment is not None:
                 x = _augmented(x, training.augment, module)
-            loss, logits = self._train_batch(module, x, y, w)
+            loss, logits = self._train_batch(module, step, x, y, w)
             training.n_batches += 1
-            losses.append(loss.detach())
-            winners.append(logits.detach().argmax(1))
-            if self.device == "cpu" and not math.isfinite(losses[-1]):
+            losses.append(loss)
+            winners.append(logits.argmax(1))
+            # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
+            if self.device == "cpu" and number % 16 == 0 and not math.isfinite(loss):
                 break
         self._check_losses(losses, cuts)
         sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
@@ -177,29 +216,35 @@ class LeanNet(NeuralNetClassifier):
             "check the scale of X"
         )
 
-    def _train_batch(self, module, x, y, weights):
+    def _train_batch(self, module, optimizer_step, x, y, weights):
         listened = bool(self.callbacks_)
-        batch, step = (x, y), {}
+        batch: tuple = (x, y)
+        step: dict = {}
         if listened:
             self.notify("on_batch_begin", batch=batch, training=True)
+            self.module_.train()  # a callback may have predicted
 
         def closure():
             for parameter in module.parameters():
                 parameter.grad = None
-            step["y_pred"] = module(x)
-            step["loss"] = self._loss(step["y_pred"], y, weights)
-            step["loss"].backward()
+            y_pred = module(x)
+            loss = self._loss(y_pred, y, weights)
+            loss.backward()
+            # Some optimizers evaluate a batch several times: the first counts, as in skorch.
+            step.setdefault("y_pred", y_pred)
+            step.setdefault("loss", loss)
             if listened:
                 parameters = TeeGenerator(self.get_all_learnable_params())
                 self.notify(
                     "on_grad_computed", named_parameters=parameters, batch=batch, training=True
                 )
-            return step["loss"]
+            return loss
 
-        self.optimizer_.step(closure)
+        with torch.no_grad():
+            optimizer_step(closure)
         if listened:
             self._end_batch(batch, "train", step)
-        return step["loss"], step["y_pred"]
+        return step["loss"].detach(), step["y_pred"].detach()
 
     def _validate(self, training):
         if training.valid is None:
@@ -219,6 +264,7 @@ class LeanNet(NeuralNetClassifier):
                 self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
             total += loss * len(x)
             hits += (logits.argmax(1) == y).sum()
+        self.history.record("valid_batch_count", len(cuts))
         n = len(data)
         return {"valid_loss": float(total) / n, "valid_accuracy": float(hits) / n}
 
@@ -235,13 +281,13 @@ class LeanNet(NeuralNetClassifier):
             losses = losses * weights
         return losses.mean() if losses.ndim else losses
 
-    def _record(self, row):
+    def _record(self, row, n_batches):
         for key, value in row.items():
-            if value is None:
-                continue
-            self.history.record(key, value)
+            if value is not None:
+                self.history.record(key, value)
         # Under skorch's own names as well, for the callbacks that look for them.
         self.history.record("dur", row["duration"])
+        self.history.record("train_batch_count", n_batches)
         for key in ("train_loss", "valid_loss"):
             if row[key] is not None:
                 earlier = [epoch[key] for epoch in self.history[:-1] if key in epoch]
@@ -290,7 +336,6 @@ def make_net(
     network,
     *,
     n_classes,
-    weighted,
     optimizer,
     optimizer_params,
     lr,
@@ -300,16 +345,11 @@ def make_net(
     callbacks,
     net_params,
     device,
+    verbose,
 ):
     """Return an initialized `LeanNet` around ``network``."""
     net_params = dict(net_params or {})
     _check_net_params(net_params)
-    if weighted:
-        if "criterion__reduction" in net_params:
-            raise ValueError(
-                "net_params: 'criterion__reduction' can't be set beside sample or class weights"
-            )
-        net_params["criterion__reduction"] = "none"
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     settings = optimizer_settings(optimizer, weight_decay, device) | (optimizer_params or {})
     net_params.setdefault("criterion", torch.nn.CrossEntropyLoss)
@@ -326,11 +366,16 @@ def make_net(
         device=device,
         classes=np.arange(n_classes),
         train_split=None,
-        verbose=0,
+        verbose=verbose,
         **{f"optimizer__{key}": value for key, value in settings.items()},
         **net_params,
     )
-    return net.initialize()
+    try:
+        return net.initialize()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise type(error)(
+            f"optimizer, optimizer_params, callbacks or net_params: {error}"
+        ) from error
 
 
 def _check_net_params(net_params):
@@ -349,7 +394,8 @@ class _EarlyStopping:
         self.patience, self.tol = training.patience, training.tol
         self.reference, self.lowest, self.waited, self.best = math.inf, math.inf, 0, None
 
-    def should_stop(self, module, loss):
+    def watch(self, module, loss):
+        """Note an epoch's loss; return whether to stop."""
         if loss < self.lowest:
             self.lowest, self.best = loss, copy.deepcopy(module.state_dict())
         if loss < self.reference - self.tol:
@@ -373,12 +419,13 @@ class _Batches:
         return len(self.cuts)
 
     def __iter__(self):
-        n, y = len(self.dataset), self.dataset.y
+        n, X, y = len(self.dataset), self.dataset.X, self.dataset.y
+        X = X.cpu().numpy() if isinstance(X, torch.Tensor) else X
         order = torch.randperm(n).numpy() if self.shuffle else np.arange(n)
         for cut in self.cuts:
             rows = order[cut]
             target = torch.zeros(len(rows)) if y is None else torch.as_tensor(y[rows])
-            yield take_batch(self.dataset.X, rows), target
+            yield take_batch(X, rows), target
 
 
 def training_batches(n, size):
@@ -403,8 +450,13 @@ def _augmented(x, augment, module):
 
 def _raised_by_code(error):
     """Whether a ``raise`` statement raised ``error``, not a signal from outside."""
+    handler = getattr(signal.getsignal(signal.SIGINT), "__code__", None)
     traceback = error.__traceback__
-    while traceback.tb_next is not None:
+    while True:
+        if traceback.tb_frame.f_code is handler:
+            return False
+        if traceback.tb_next is None:
+            break
         traceback = traceback.tb_next
     instruction = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
     return dis.opname[instruction] == "RAISE_VARARGS"

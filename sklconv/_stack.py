@@ -29,6 +29,8 @@ class LayerStack(nn.Sequential):
     row as one; and convolutions on a CPU in oneDNN's own tensor layout.
     """
 
+    chooses_layout = True
+
     def arrange(self):
         """Find the layers that are run together; call it when all are in."""
         named = list(self.named_children())

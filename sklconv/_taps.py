@@ -10,6 +10,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from ._devices import autocast
 from ._stack import LayerStack
 
 
@@ -59,7 +60,8 @@ def trace_layers(body, run):
         for name, module in body.named_modules():
             if name:
                 handles.append(module.register_forward_hook(record(name)))
-        with torch.no_grad():
+        # Out of a caller's inference mode, in which tensors do not count writes into them.
+        with torch.inference_mode(False), torch.no_grad():
             output = run()
     finally:
         for handle in handles:
@@ -142,7 +144,7 @@ class _Done(Exception):
     """Ends a pass whose last wanted activation is there."""
 
 
-def run_taps(network, taps, deepest, x):
+def run_taps(network, taps, deepest, x, precision="float32"):
     """Return each tap's activation for the batch ``x``.
 
     Parameters
@@ -152,17 +154,19 @@ def run_taps(network, taps, deepest, x):
     deepest : Tap
         The one behind which the pass stops.
     x : torch.Tensor of shape (N, C, H, W)
+    precision : {"float32", "bfloat16"}
 
     Returns
     -------
     list of torch.Tensor
     """
     if isinstance(network.body, LayerStack):
-        found = network.body.activations(network.prepare(x), {tap.module for tap in taps})
+        with autocast(x.device, precision):
+            found = network.body.activations(network.prepare(x), {tap.module for tap in taps})
         return [found[tap.module] for tap in taps]
     hooks = _Hooks(taps, deepest)
-    with hooks.on(network.body):
-        network(x)
+    with hooks.on(network.body), autocast(x.device, precision):
+        network.body(network.prepared(x))
     return [hooks.found[tap] for tap in taps]
 
 

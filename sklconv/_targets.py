@@ -33,9 +33,12 @@ def combined_weights(sample_weight, class_weight, images, y, name):
     """Return sample weights times class weights, or None where there are neither."""
     weights = None
     if sample_weight is not None:
-        weights = check_sample_weight(
-            sample_weight, images, dtype=np.float64, ensure_non_negative=True
-        )
+        try:
+            weights = check_sample_weight(
+                sample_weight, images, dtype=np.float64, ensure_non_negative=True
+            )
+        except ValueError as error:
+            raise ValueError(str(error).replace("sample_weight", name)) from None
     if class_weight is not None:
         of_class = compute_sample_weight(class_weight, y)
         if of_class.min() < 0:

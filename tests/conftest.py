@@ -9,6 +9,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import importlib
+import importlib.util
 import random
 
 import numpy as np
@@ -34,3 +36,30 @@ def mnist():
     if not os.environ.get("SKLCONV_DATA"):
         pytest.skip("SKLCONV_DATA is not set: it names the folder that holds mnist/")
     return load_mnist()
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The module, or a skip."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip('torchvision is not installed: pip install "sklconv[torchvision]"')
+    operators = None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        # One that is built for CUDA does not import beside a torch without it until these of its
+        # operators are declared, for as long as the Library lives.
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield importlib.import_module("torchvision")
+    del operators
+
+
+@pytest.fixture(scope="session")
+def timm(request):
+    """The module, or a skip."""
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip('timm is not installed: pip install "sklconv[timm]"')
+    request.getfixturevalue("torchvision")
+    return importlib.import_module("timm")

@@ -1,0 +1,51 @@
+"""What is trained on and predicted: MNIST, or random images of any side and number of classes."""
+
+import numpy as np
+
+
+def save_mnist(folder, n_images):
+    """Write the first ``n_images`` of MNIST to ``folder``; random images if it is not there.
+
+    Returns what a task needs: the two files and what they hold.
+    """
+    from sklconv.datasets import load_mnist
+
+    try:
+        X, X_test, y, y_test = load_mnist()
+    except (OSError, ValueError) as error:
+        print(f"MNIST is left out ({error}): random images in its place")
+        return save_random(folder, n_images)
+    X, y = np.concatenate([X, X_test]), np.concatenate([y, y_test])
+    return _save(folder, "mnist", X[:n_images], y[:n_images].astype(np.int64))
+
+
+def save_random(folder, n_images, side=28, n_classes=10):
+    """Write random uint8 images to ``folder``; return what a task needs."""
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 256, (n_images, side, side), dtype=np.uint8)
+    y = np.arange(n_images, dtype=np.int64) % n_classes
+    return _save(folder, f"random_{side}_{n_classes}", X, y)
+
+
+def _save(folder, name, X, y):
+    images, labels = folder / f"{name}_{len(X)}_X.npy", folder / f"{name}_{len(X)}_y.npy"
+    np.save(images, X)
+    np.save(labels, y)
+    return {
+        "images": str(images),
+        "labels": str(labels),
+        "side": X.shape[1],
+        "n_classes": int(y.max()) + 1,
+    }
+
+
+def read(task):
+    """Return X, uint8 of shape (n, side, side), and y, int64 of shape (n,), of a task."""
+    n = task["n_images"]
+    return np.load(task["images"])[:n], np.load(task["labels"])[:n]
+
+
+def read_float(task):
+    """Return `read`'s images as float32 in [0, 1], and y."""
+    X, y = read(task)
+    return X.astype(np.float32) / 255, y

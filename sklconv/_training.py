@@ -1,0 +1,147 @@
+"""From a classifier's parameters and data to its trained net."""
+
+import copy
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+
+from ._backbones import Backbone
+from ._devices import check_precision, resolve_device
+from ._images import channel_statistics
+from ._inference import collect_outputs
+from ._net import ImageSet, ProgressBar, Training, make_net
+from ._network import build_network, check_layers, frozen_layers, seeded_draws, trace_network
+from ._optimization import SCHEDULES, auto_batch_size
+from ._randomness import generator
+from ._report import EPOCH_HEADER, as_table, format_epoch, format_layers, layer_rows
+from ._taps import Tap, run_taps
+
+
+def train_classifier(classifier, train, valid, epochs, *, old=None, partial=False):
+    """Train a new net, or go on from the ``old`` one, and set the fitted attributes."""
+    device = resolve_device(classifier.device)
+    check_precision(classifier.precision, device)
+    n_before = 0 if old is None else len(old.history)
+    seed = check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max)
+    seeds = np.random.SeedSequence([seed, n_before]).generate_state(4)
+    if partial and old is not None:
+        net = old
+        net.set_rates(classifier.lr, classifier.lr * classifier.backbone_lr_scale)
+    else:
+        net = _make_net(classifier, train, old, seeds[0], device)
+    network = net.module_
+    network.freeze(frozen_layers(network, classifier.freeze))
+    network.precision = classifier.precision
+    calls, _ = trace_network(network, classifier.image_shape_, len(classifier.classes_))
+    part = None
+    if classifier.freeze == "backbone" and classifier.augment is None:
+        # What the backbone puts out stays the same from epoch to epoch.
+        part = network.body.get_submodule(network.head)
+        train = _before_head(classifier, network, train)
+        valid = None if valid is None else _before_head(classifier, network, valid)
+    stops = classifier.early_stopping and not partial
+    training = Training(
+        train=_image_set(train, device),
+        valid=None if valid is None else _image_set(valid, device),
+        part=part,
+        epochs=epochs,
+        batch_size=_batch_size(classifier, len(train[0])),
+        order=generator(seeds[1]),
+        schedule=None if partial else _schedule(classifier),
+        augment=classifier.augment,
+        patience=classifier.n_iter_no_change if stops else None,
+        tol=classifier.tol,
+        report=_announce(classifier.image_shape_, net, calls) if classifier.verbose else None,
+    )
+    before = net.snapshot() if net is old else None
+    try:
+        with seeded_draws(net.module_, seeds[2], users_code=classifier.augment is not None):
+            net.train(training)
+    except BaseException as error:
+        kept = isinstance(error, KeyboardInterrupt) and training.n_batches
+        if before is not None and not kept:
+            net.rollback(before)
+        raise
+    finally:
+        if training.n_batches:
+            classifier.net_, classifier.n_iter_ = net, training.n_epochs
+            classifier.layer_table_ = as_table(layer_rows(calls))
+
+
+def _before_head(classifier, network, data):
+    """Return ``data`` with what goes into the head of ``network`` in the images' place."""
+    images, *others = data
+    tap = Tap("head", network.head, 1, of_input=True)
+    features = collect_outputs(
+        network,
+        images,
+        lambda x: run_taps(network, [tap], tap, x, classifier.precision)[0],
+        type(classifier).__name__,
+    )
+    return features, *others
+
+
+def _make_net(classifier, train, old, seed, device):
+    if old is None:
+        network = _build_network(classifier, train[0], seed)
+    else:
+        network = copy.deepcopy(old.module_)
+    callbacks = list(classifier.callbacks or [])
+    net = make_net(
+        network,
+        n_classes=len(classifier.classes_),
+        optimizer=classifier.optimizer,
+        optimizer_params=classifier.optimizer_params,
+        lr=classifier.lr,
+        backbone_lr=classifier.lr * classifier.backbone_lr_scale,
+        weight_decay=classifier.weight_decay,
+        batch_size=_batch_size(classifier, len(train[0])),
+        callbacks=callbacks + [ProgressBar()] if classifier.verbose > 1 else callbacks,
+        net_params=classifier.net_params,
+        device=device,
+        verbose=int(classifier.verbose > 0),
+    )
+    if old is not None:
+        net.history = copy.deepcopy(old.history)
+    return net
+
+
+def _build_network(classifier, images, seed):
+    standardize = classifier.standardize
+    if standardize == "auto":
+        standardize = not isinstance(classifier.module, (torch.nn.Module, Backbone))
+    if isinstance(classifier.module, list):
+        check_layers(classifier.module)
+        classifier._validate_names([name for name, _ in classifier._named_layers()])
+    return build_network(
+        classifier.module,
+        classifier.image_shape_,
+        len(classifier.classes_),
+        statistics=channel_statistics(images) if standardize else None,
+        seed=seed,
+    )
+
+
+def _batch_size(classifier, n):
+    return auto_batch_size(n) if classifier.batch_size == "auto" else classifier.batch_size
+
+
+def _schedule(classifier):
+    if classifier.lr_schedule == "auto":
+        return None if classifier.early_stopping else SCHEDULES["onecycle"]
+    return SCHEDULES.get(classifier.lr_schedule)
+
+
+def _announce(image_shape, net, calls):
+    """Print the layer table; return what prints an epoch's line."""
+    print(format_layers(layer_rows(calls), image_shape, net.n_learnable))
+    print(EPOCH_HEADER)
+    return lambda row: print(format_epoch(row))
+
+
+def _image_set(part, device):
+    images, targets, weights = part
+    if weights is not None:
+        weights = torch.as_tensor(weights / weights.mean(), dtype=torch.float32, device=device)
+    return ImageSet(images, torch.as_tensor(targets, device=device), weights)

@@ -1,0 +1,307 @@
+"""Public names, their documentation, what imports what, and what an import costs."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import textwrap
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from sklearn.base import BaseEstimator
+
+import sklconv
+
+PACKAGE = Path(sklconv.__file__).parent
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py")
+)
+PUBLIC_MODULES = [
+    "sklconv",
+    *(
+        f"sklconv.{module.name}"
+        for module in pkgutil.iter_modules(sklconv.__path__)
+        if not module.name.startswith("_")
+    ),
+]
+API = Path(__file__).parents[1] / "docs" / "api.rst"
+
+# From the ground up: a file imports only from those that stand before it.
+ORDER = [
+    "_randomness",
+    "_devices",
+    "_sklearn",
+    "_modules",
+    "_stack",
+    "layers",
+    "_taps",
+    "_files",
+    "_images",
+    "_backbones",
+    "_network",
+    "_inference",
+    "_optimization",
+    "_targets",
+    "_report",
+    "_net",
+    "_training",
+    "_classifier",
+    "_feature_extractor",
+]
+
+# What `import sklconv` must not load: each is imported where it is used.
+OPTIONAL = {
+    "PIL",
+    "dask",
+    "matplotlib",
+    "onnx",
+    "pandas",
+    "polars",
+    "pyarrow",
+    "tensorflow",
+    "timm",
+    "torchvision",
+}
+
+
+def parse(module):
+    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
+
+
+def imports_of(module):
+    """Yield ``(module, name)`` of every import in a file, those inside functions as well."""
+    for node in ast.walk(parse(module)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            package = f"sklconv.{module}".split(".")[: -node.level] if node.level else []
+            source = ".".join([*package, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield source, alias.name
+
+
+def own_imports(module):
+    """The files of this package that one of them imports."""
+    found = set()
+    for source, name in imports_of(module):
+        if source != "sklconv" and not source.startswith("sklconv."):
+            continue
+        candidate = source.removeprefix("sklconv").strip(".")
+        submodule = f"{candidate}.{name}".strip(".")
+        found.add(submodule if submodule in MODULES else candidate)
+    return found & set(MODULES)
+
+
+def public_names(module):
+    return list(importlib.import_module(module).__all__)
+
+
+# Names ----------------------------------------------------------------------------------------
+
+
+def test_the_names_of_the_package():
+    assert {"ConvFeatureExtractor", "ConvNetClassifier", "TorchModule", "layers"} <= set(
+        sklconv.__all__
+    )
+    assert set(public_names("sklconv.layers")) == {
+        "Activation",
+        "AvgPool",
+        "BatchNorm",
+        "Conv",
+        "Dense",
+        "Dropout",
+        "Flatten",
+        "GlobalAvgPool",
+        "MaxPool",
+    }
+    assert "load_mnist" in public_names("sklconv.datasets")
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", sklconv.__version__)
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES)
+def test_all_names_what_there_is(module):
+    loaded = importlib.import_module(module)
+    assert sorted(loaded.__all__) == list(loaded.__all__)
+    assert len(set(loaded.__all__)) == len(loaded.__all__)
+    own = {
+        name
+        for name, value in vars(loaded).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__.startswith("sklconv")
+        and (module == "sklconv" or value.__module__ == module)
+    }
+    classes_that_others_build_on = {"Layer"}
+    assert own - classes_that_others_build_on <= set(loaded.__all__)
+    for name in loaded.__all__:
+        assert hasattr(loaded, name)
+
+
+def documented_names():
+    """Names in the reference's autosummaries, with their modules."""
+    if not API.exists():
+        pytest.skip("the documentation is not part of this distribution")
+    module, found, inside = "", [], False
+    for line in API.read_text().splitlines():
+        if line.startswith(".. currentmodule::"):
+            module = line.split("::")[1].strip()
+        elif line.startswith(".. autosummary::"):
+            inside = True
+        elif line.strip() and not line.startswith(" "):
+            inside = False
+        elif inside and re.fullmatch(r"   [\w.]+", line):
+            found.append(f"{module}.{line.strip()}")
+    return found
+
+
+def test_every_public_name_stands_in_the_reference_once():
+    documented = documented_names()
+    assert len(set(documented)) == len(documented)
+    expected = {
+        f"{module}.{name}"
+        for module in PUBLIC_MODULES
+        for name in public_names(module)
+        if f"{module}.{name}" not in PUBLIC_MODULES  # a module stands there by its own names
+    }
+    assert set(documented) == expected
+
+
+PUBLIC_CLASSES = sorted(
+    {
+        value
+        for module in PUBLIC_MODULES
+        for name in public_names(module)
+        if inspect.isclass(value := getattr(importlib.import_module(module), name))
+    },
+    key=lambda value: value.__name__,
+)
+
+
+@pytest.mark.parametrize("value", PUBLIC_CLASSES, ids=lambda value: value.__name__)
+def test_parameters_stand_in_one_order_everywhere(value):
+    parameters = [
+        name
+        for name, parameter in inspect.signature(value.__init__).parameters.items()
+        if name != "self"
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    if value.__init__ is object.__init__:
+        parameters = []
+    section = re.search(
+        r"Parameters\n +-+\n(.*?)(\n\n +\w[\w ]*\n +-+\n|$)", value.__doc__, re.DOTALL
+    )
+    lines = re.findall(r"^    (\w[\w, ]*) : ", section.group(1) if section else "", re.MULTILINE)
+    documented = [name for line in lines for name in line.split(", ")]
+    assert sorted(documented) == sorted(parameters)
+    alone = [line for line in lines if ", " not in line]  # others may share an entry
+    assert alone == [name for name in parameters if name in alone]
+    constraints = getattr(value, "_parameter_constraints", None)
+    if constraints:
+        assert list(constraints) == parameters
+
+
+@pytest.mark.parametrize("value", PUBLIC_CLASSES, ids=lambda value: value.__name__)
+def test_public_classes_have_summaries_and_examples(value):
+    assert ">>>" in value.__doc__
+    assert value.__doc__.splitlines()[0].endswith(".")
+    for name, method in inspect.getmembers(value, inspect.isfunction):
+        if not name.startswith("_") and method.__module__.startswith("sklconv"):
+            assert method.__doc__, name
+
+
+@pytest.mark.parametrize("value", PUBLIC_CLASSES, ids=lambda value: value.__name__)
+def test_constructors_only_assign(value):
+    if not issubclass(value, BaseEstimator) or value.__init__ is object.__init__:
+        return
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(value.__init__))).body
+    for statement in function.body:
+        assert isinstance(statement, ast.Assign)
+        assert isinstance(statement.value, ast.Name)
+        (target,) = statement.targets
+        assert target.attr == statement.value.id
+
+
+# Imports --------------------------------------------------------------------------------------
+
+
+def test_the_order_names_files_that_exist():
+    assert set(ORDER) <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_file_imports_only_from_those_above_it(module):
+    above = set(ORDER[: ORDER.index(module)])
+    assert own_imports(module) & set(ORDER) <= above
+
+
+def test_no_imports_go_in_circles():
+    graph = {module: own_imports(module) for module in MODULES}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_no_file_imports_from_the_packages_front():
+    for module in MODULES:
+        names = {name for source, name in imports_of(module) if source == "sklconv"}
+        assert names <= {m.partition(".")[0] for m in MODULES}, module
+
+
+def test_skorch_is_imported_in_one_file():
+    importers = [
+        module
+        for module in MODULES
+        if any(source.partition(".")[0] == "skorch" for source, _ in imports_of(module))
+    ]
+    assert importers == ["_net"]
+
+
+def test_private_names_of_scikit_learn_are_imported_in_one_file():
+    importers = set()
+    for module in MODULES:
+        for source, name in imports_of(module):
+            parts = [*source.split("."), *([name] if name else [])]
+            if parts[0] == "sklearn" and any(part.startswith("_") for part in parts):
+                importers.add(module)
+        text = (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
+        if re.search(
+            r"\bsklearn(\.\w+)*\._\w", re.sub(r"^\s*(from|import) .*", "", text, flags=re.M)
+        ):
+            importers.add(module)
+    assert importers == {"_sklearn"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_optional_packages_are_not_imported_at_the_top(module):
+    tree = parse(module)
+    top = {
+        alias.name.partition(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        (node.module or "").partition(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    assert not top & OPTIONAL
+
+
+def test_importing_the_package_loads_no_optional_package():
+    # scikit-learn itself loads pandas where it is installed.
+    code = (
+        "import sys, sklearn, skorch, torch; before = set(sys.modules)\n"
+        "import sklconv, sklconv.datasets\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]  # an import that warns fails
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert "sklconv" in loaded
+    assert not loaded & OPTIONAL
