@@ -122,10 +122,9 @@ class Backbone(BaseEstimator):
     def _check(self):
         if (self.mean is None) != (self.std is None):
             raise ValueError("Backbone: mean and std go together: one of them is missing")
-        if self.value_range is not None:
-            low, high = self.value_range
-            if not low < high:
-                raise ValueError(f"Backbone: value_range={self.value_range} is not (low, high)")
+        values = self.value_range
+        if values is not None and not (len(values) == 2 and values[0] < values[1]):
+            raise ValueError(f"Backbone: value_range={values} is not (low, high)")
         size = self.image_size
         if isinstance(size, (tuple, list)) and not (
             len(size) == 2 and all(isinstance(n, Integral) and int(n) > 0 for n in size)
@@ -207,6 +206,11 @@ class PrepareForWeights(nn.Module):
         if self.standardize:
             x = (x - self.mean).div_(self.std)
         return as_channels_last(x)
+
+    def unpack_bytes(self, x):
+        """Return uint8 pixels as floats that mean the same to `forward`."""
+        low, high = self.value_range or (0, 1)
+        return x.to(torch.float32).mul_((high - low) / 255).add_(low)
 
     def _ranged(self, x):
         if x.dtype == torch.uint8:
@@ -399,12 +403,16 @@ def _load_weights(module, path):
 def _read_weights(path):
     if path.endswith(".safetensors"):
         try:
+            from safetensors import SafetensorError
             from safetensors.torch import load_file
         except ImportError:
             raise ImportError(
                 '.safetensors files need safetensors: pip install "sklconv[timm]"'
             ) from None
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"weights={path!r} is no file of weights: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError) as error:

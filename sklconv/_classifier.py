@@ -124,7 +124,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         ``(C, H, W)``.
     n_features_in_ : int
         ``C * H * W``, whichever form ``X`` had.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of str
         Names of the columns, if ``X`` had names that are all strings.
     n_iter_ : int
         Number of epochs of the last fit.

@@ -77,7 +77,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         ``(C, H, W)``.
     n_features_in_ : int
         ``C * H * W``, whichever form ``X`` had.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of str
         Names of the columns, if ``X`` had names that are all strings.
 
     See Also

@@ -42,6 +42,10 @@ class PreparePixels(nn.Module):
                 "shift", _per_channel([-m / s for m, s in zip(mean, std, strict=True)])
             )
 
+    def unpack_bytes(self, x):
+        """Return uint8 pixels as floats that mean the same to `forward`."""
+        return x.float() if self.standardize else x.float().div_(255)
+
     def forward(self, x):  # (N, C, H, W), any real dtype -> float32
         # A copy: neither this nor what comes behind may write into X.
         pixels = x.to(torch.float32, copy=True)

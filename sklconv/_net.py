@@ -437,8 +437,7 @@ def training_batches(n, size):
 
 
 def _augmented(x, augment, module):
-    x = x.float().div_(255) if x.dtype == torch.uint8 and not module.prepare.standardize else x
-    images = augment(x.float())
+    images = augment(module.prepare.unpack_bytes(x) if x.dtype == torch.uint8 else x.float())
     if not isinstance(images, torch.Tensor) or images.shape[:2] != x.shape[:2]:
         came = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(
