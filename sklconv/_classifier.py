@@ -433,7 +433,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
     @property
     def history_(self):
         """One dict an epoch."""
-        return [self.net_.history_row(i) for i in range(len(self.net_.history))]
+        rows = [self.net_.history_row(i) for i in range(len(self.net_.history))]
+        # An epoch that was interrupted has no losses.
+        return [row for row in rows if row["train_loss"] is not None]
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")

@@ -312,6 +312,11 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"image_shape={self.image_shape} is not that of the frozen estimator, "
                 f"{classifier.image_shape_}"
             )
+        device = classifier.module_.device
+        if self.device not in (None, "auto") and torch.device(self.device).type != device.type:
+            raise ValueError(
+                f"device={self.device!r} is not where the frozen estimator is, {device.type!r}"
+            )
         self._format = self._with_bad_images(classifier._format)
         self._format.read(X, type(self).__name__)
         self.estimator_ = classifier

@@ -132,9 +132,9 @@ class LeanNet(NeuralNetClassifier):
         try:
             for epoch in range(training.epochs):
                 lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
-                training.n_epochs += 1
                 self.notify("on_epoch_begin", **datasets)
                 row = self._run_epoch(training, cuts, lrs)
+                training.n_epochs += 1
                 stops = stopping is not None and stopping.watch(self.module_, row["valid_loss"])
                 if self._callback_stops(datasets) or stops:
                     break

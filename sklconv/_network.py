@@ -189,7 +189,8 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
     seed : int
     """
     # Declarative layers take the generator; others' constructors draw from the global states.
-    with seeded_global_states(seed):
+    declarative = is_auto(module) or isinstance(module, list)
+    with nullcontext() if declarative else seeded_global_states(seed):
         if isinstance(module, Backbone):
             return _with_new_head(module.resolve(), image_shape, n_classes, generator(seed))
         body = build_body(module, image_shape, n_classes, generator(seed))

@@ -142,6 +142,8 @@ def _announce(image_shape, net, calls):
 
 def _image_set(part, device):
     images, targets, weights = part
+    if weights is not None and not weights.any():
+        raise ValueError("all weights of the images held out for early_stopping are zero")
     if weights is not None:
         weights = torch.as_tensor(weights / weights.mean(), dtype=torch.float32, device=device)
     return ImageSet(images, torch.as_tensor(targets, device=device), weights)

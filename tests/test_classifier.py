@@ -594,6 +594,14 @@ def test_partial_fit_goes_on_from_a_fit():
     assert clf.score(X, y) > accuracy - 0.1
 
 
+def test_partial_fit_takes_a_new_learning_rate():
+    clf = full_batch().partial_fit(X, y, classes=np.arange(10))
+    before = weights_of(clf)
+    clf.set_params(lr=1e-20).partial_fit(X, y)
+    assert_array_equal(weights_of(clf), before)
+    assert clf.history_[-1]["lr"] == 1e-20
+
+
 # Optimizers and the net's parameters --------------------------------------------------------
 
 OPTIMIZERS = {

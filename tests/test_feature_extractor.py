@@ -923,11 +923,18 @@ def test_a_torch_module_with_arguments_in_a_grid():
 
 
 def test_parameters_override_those_of_the_estimator():
-    clf = classifier(verbose=0, batch_size=33, data_format="channels_last", image_shape=(4, 16))
+    clf = classifier(
+        verbose=0,
+        batch_size=33,
+        data_format="channels_last",
+        image_shape=(4, 16),
+        precision="bfloat16",
+    )
     given = {
         "image_shape": (1, 8, 8),
         "data_format": "channels_first",
         "device": "cpu",
+        "precision": "float32",
         "random_state": 7,
         "verbose": 1,
         "batch_size": 10,

