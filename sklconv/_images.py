@@ -248,7 +248,20 @@ def take_batch(images, index, device=None, estimator_name=None):
     uint8 stays uint8, every other dtype becomes float32. With ``estimator_name`` their values
     are checked to be finite.
     """
+    if isinstance(images, torch.Tensor):
+        rows = index if isinstance(index, slice) else torch.from_numpy(index).to(images.device)
+        return images[rows]
     return as_tensor(images[index], device, estimator_name)
+
+
+def on_device(images, device):
+    """Return ``images`` as a tensor on a GPU if they fit there beside what else it holds."""
+    if torch.device(device).type != "cuda" or not isinstance(images, np.ndarray):
+        return images
+    n_bytes = images.size * (1 if images.dtype == np.uint8 else 4)
+    if n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return images
+    return torch.cat([take_batch(images, chunk, device) for chunk in _chunks(images)])
 
 
 def as_tensor(batch, device=None, estimator_name=None):

@@ -8,7 +8,7 @@ from sklearn.utils import check_random_state
 
 from ._backbones import Backbone
 from ._devices import check_precision, resolve_device
-from ._images import channel_statistics
+from ._images import channel_statistics, on_device
 from ._inference import collect_outputs
 from ._net import ImageSet, ProgressBar, Training, make_net
 from ._network import build_network, check_layers, frozen_layers, seeded_draws, trace_network
@@ -146,4 +146,5 @@ def _image_set(part, device):
         raise ValueError("all weights of the images held out for early_stopping are zero")
     if weights is not None:
         weights = torch.as_tensor(weights / weights.mean(), dtype=torch.float32, device=device)
+    images = on_device(images, device)
     return ImageSet(images, torch.as_tensor(targets, device=device), weights)
