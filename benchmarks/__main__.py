@@ -62,10 +62,14 @@ def _parse_arguments():
         help=f"comma-separated, of {','.join(networks.NAMES)}; all by default",
     )
     parser.add_argument("--rounds", type=int, help="turns of each contender; 7, or 3 if --quick")
+    parser.add_argument(
+        "--batch-sizes", help="comma-separated, of training; 128,32, or 128 if --quick"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all records there, too")
     options = parser.parse_args()
     options.rounds = options.rounds or (3 if options.quick else 7)
-    options.batch_sizes = (128,) if options.quick else (128, 32)
+    default = "128" if options.quick else "128,32"
+    options.batch_sizes = [int(size) for size in (options.batch_sizes or default).split(",")]
     return options
 
 

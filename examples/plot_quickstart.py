@@ -121,7 +121,7 @@ print(f"\nThe best one on the test images: {search.score(X_test, y_test):.3f}")
 # -----------------
 #
 # The dense activations of the test images, projected onto their first two principal components.
-# Two of 128 dimensions are enough to tell most digits apart. Circles mark the images that the
+# Two of 128 dimensions already tell many digits apart. Circles mark the images that the
 # network labels wrongly, with the label that it gives them.
 
 import matplotlib.pyplot as plt

@@ -16,6 +16,9 @@ DEFAULT_BATCH_SIZE = 128
 # On images this small the work of a full batch costs nothing.
 PADDED_ROWS, PADDED_VALUES = 32, 64
 
+# On a CPU, the feature maps of many large images do not stay in its caches: batches are cut.
+PIECE_IMAGES, PIECE_VALUES = 4, 2**20
+
 
 def read_images(estimator, X):
     """Check ``X`` against the images that ``estimator`` was fitted on; return ``(n, C, H, W)``."""
@@ -65,6 +68,14 @@ def collect_outputs(network, images, run, name, batch_size=None):
     return collected
 
 
+def _piece_size(network, batch):
+    """Number of images that go through the network at a time."""
+    if batch.device.type != "cpu":
+        return len(batch)
+    size = getattr(network.prepare, "size", None) or batch.shape[2:]
+    return max(PIECE_IMAGES, PIECE_VALUES // (batch.shape[1] * math.prod(size)))
+
+
 def _evaluate(network, batch, run):
     keep_freed_memory()
     if network.has_training_parts():
@@ -75,7 +86,8 @@ def _evaluate(network, batch, run):
     with torch.inference_mode():
         if missing:
             batch = torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))])
-        output = run(batch)
+        pieces = batch.split(_piece_size(network, batch))
+        output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
         if missing:
             output = output[:n]
         return output.float().cpu().numpy()

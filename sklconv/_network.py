@@ -20,12 +20,13 @@ from ._taps import trace_layers
 
 def auto_layers():
     """The layers of ``module="auto"``: a small CNN that any image from 1×1 up can bear."""
+    he = {"kernel_init": "he_uniform"}
     return [
-        ("conv1", layers.Conv(32, 3, padding="same")),
+        ("conv1", layers.Conv(32, 3, padding="same", **he)),
         ("pool1", layers.MaxPool("auto")),
-        ("conv2", layers.Conv(64, 3, padding="same")),
+        ("conv2", layers.Conv(64, 3, padding="same", **he)),
         ("pool2", layers.MaxPool("auto")),
-        ("dense", layers.Dense(128)),
+        ("dense", layers.Dense(256, **he)),
     ]
 
 
