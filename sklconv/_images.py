@@ -280,15 +280,27 @@ def as_tensor(batch, device=None, estimator_name=None):
     return tensor if device is None else tensor.to(device, non_blocking=True)
 
 
-def iterate_batches(images, indices, device=None, estimator_name=None):
-    """Yield what `take_batch` returns for each of ``indices``; files are decoded ahead."""
-    if not isinstance(images, ImageFiles):
-        for index in indices:
-            yield take_batch(images, index, device, estimator_name)
+def iterate_batches(images, cuts, device=None, estimator_name=None, order=None):
+    """Yield what `take_batch` returns for each of ``cuts``, slices one behind another.
+
+    ``order`` holds the rows that are cut up; without it they are the images as they stand.
+    Arrays are gathered several small batches at a time, and files decoded ahead.
+    """
+    if isinstance(images, ImageFiles):
+        indices = cuts if order is None else (order[cut] for cut in cuts)
+        with closing(images.batches(indices)) as batches:
+            for batch in batches:
+                yield as_tensor(batch, device, estimator_name)
         return
-    with closing(images.batches(indices)) as batches:
-        for batch in batches:
-            yield as_tensor(batch, device, estimator_name)
+    batch_bytes = (
+        math.prod(images.shape[1:]) * images.dtype.itemsize * (cuts[0].stop - cuts[0].start)
+    )
+    for several in slices(len(cuts), max(1, CACHE_BYTES // batch_bytes)):
+        index = slice(cuts[several][0].start, cuts[several][-1].stop)
+        gathered = take_batch(
+            images, index if order is None else order[index], device, estimator_name
+        )
+        yield from gathered.split([cut.stop - cut.start for cut in cuts[several]])
 
 
 class Rows:
@@ -333,16 +345,21 @@ def channel_statistics(images):
     n_values = math.prod(images.shape) // channels
     # The first pixel as origin keeps the squares small whatever the offset.
     origin = images[:1][0, :, 0, 0].astype(np.float64)
+    exact = images.dtype == np.uint8
     total, squares = np.zeros(channels), np.zeros(channels)
     for cut in slices(len(images), max(1, CACHE_BYTES // (math.prod(images.shape[1:]) * 8))):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
         rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
-        block = torch.from_numpy(np.array(rows, dtype, order="C")).to(torch.float64)
+        block = torch.from_numpy(np.require(rows, dtype, ["C", "W"])).to(torch.float64)
         for channel in range(channels):
-            values = block[:, channel].reshape(-1) - origin[channel]
+            values = block[:, channel].reshape(-1)
+            values = values if exact else values - origin[channel]
             total[channel] += float(values.sum())
             squares[channel] += float(torch.dot(values, values))
+    if exact:  # Sums of bytes are: they are moved to the origin afterwards.
+        squares += n_values * origin**2 - 2 * origin * total
+        total -= n_values * origin
     mean = total / n_values
     std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
     std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1

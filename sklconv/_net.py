@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from skorch.utils import TeeGenerator
 from ._devices import keep_freed_memory
 from ._files import ImageFiles
 from ._images import iterate_batches, slices, take_batch
-from ._optimization import OPTIMIZERS, optimizer_settings, plain_step
+from ._optimization import OPTIMIZERS, FusedAdamSteps, optimizer_settings, plain_step
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
 ENGINE_OWNED = {"module", "iterator_train", "iterator_valid", "dataset", "train_split", "classes"}
@@ -33,6 +34,9 @@ CLASSIFIER_OWNED = {
     "device",
 }
 
+# Small operators take longer to call than to run: hits and losses are counted for several batches.
+BATCHES_BETWEEN_LOOKS = 16
+
 
 @dataclass
 class ImageSet:
@@ -45,11 +49,11 @@ class ImageSet:
     def __len__(self):
         return len(self.images)
 
-    def batches(self, indices, device):
-        """Iterate over tensors of the images that each of ``indices`` names."""
+    def batches(self, cuts, device, order=None):
+        """Iterate over tensors of the images that each of ``cuts`` names, out of ``order``."""
         # Arrays have been checked as a whole; what a reader of files returns has not.
         name = "ConvNetClassifier" if isinstance(self.images, ImageFiles) else None
-        return iterate_batches(self.images, indices, device, name)
+        return iterate_batches(self.images, cuts, device, name, order)
 
     def as_dataset(self):
         """Return it as skorch's callbacks expect it."""
@@ -174,24 +178,30 @@ class LeanNet(NeuralNetClassifier):
         module, data = training.part or self.module_, training.train
         self.module_.train()
         order = torch.randperm(len(data), generator=training.order)
-        rows, targets = order.numpy(), data.targets[order.to(data.targets.device)]
+        targets = data.targets[order.to(data.targets.device)]
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
-        losses, winners = [], []
+        losses, logits, winners = [], [], []
         step = plain_step(self.optimizer_)
-        batches = data.batches([rows[cut] for cut in cuts], self.device)
+        if not self.callbacks_ and FusedAdamSteps.suit(self.optimizer_):
+            step = FusedAdamSteps(self.optimizer_)
+        train_batch = partial(self._train_batch, module, list(module.parameters()), step)
+        batches = data.batches(cuts, self.device, order.numpy())
         for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
             if lrs is not None:
                 self._set_lrs(lrs[number])
             y, w = targets[cut], None if weights is None else weights[cut]
             if training.augment is not None:
                 x = _augmented(x, training.augment, module)
-            loss, logits = self._train_batch(module, step, x, y, w)
+            loss, outputs = train_batch(x, y, w)
             training.n_batches += 1
             losses.append(loss)
-            winners.append(logits.argmax(1))
-            # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
-            if self.device == "cpu" and number % 16 == 0 and not math.isfinite(loss):
-                break
+            logits.append(outputs)
+            if len(logits) == BATCHES_BETWEEN_LOOKS or number == len(cuts) - 1:
+                winners.append(torch.cat(logits).argmax(1))
+                logits.clear()
+                # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
+                if self.device == "cpu" and not math.isfinite(loss):
+                    break
         self._check_losses(losses, cuts)
         sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
         hits = torch.cat(winners) == targets
@@ -216,7 +226,7 @@ class LeanNet(NeuralNetClassifier):
             "check the scale of X"
         )
 
-    def _train_batch(self, module, optimizer_step, x, y, weights):
+    def _train_batch(self, module, parameters, optimizer_step, x, y, weights):
         listened = bool(self.callbacks_)
         batch: tuple = (x, y)
         step: dict = {}
@@ -225,7 +235,7 @@ class LeanNet(NeuralNetClassifier):
             self.module_.train()  # a callback may have predicted
 
         def closure():
-            for parameter in module.parameters():
+            for parameter in parameters:
                 parameter.grad = None
             y_pred = module(x)
             loss = self._loss(y_pred, y, weights)
@@ -234,10 +244,8 @@ class LeanNet(NeuralNetClassifier):
             step.setdefault("y_pred", y_pred)
             step.setdefault("loss", loss)
             if listened:
-                parameters = TeeGenerator(self.get_all_learnable_params())
-                self.notify(
-                    "on_grad_computed", named_parameters=parameters, batch=batch, training=True
-                )
+                named = TeeGenerator(self.get_all_learnable_params())
+                self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
             return loss
 
         with torch.no_grad():

@@ -5,6 +5,7 @@ import fnmatch
 import inspect
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from itertools import chain, count
 
 import torch
 from sklearn.base import BaseEstimator
@@ -161,7 +162,8 @@ def _append(stack, name, layer, shape, n_classes, generator):
 
 
 def _unused(taken, name):
-    return next(n for n in (name, *(f"{name}{i}" for i in range(2, 1000))) if n not in taken)
+    candidates = chain([name], (f"{name}{i}" for i in count(2)))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
 def _is_passthrough(layer):

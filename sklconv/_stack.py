@@ -1,6 +1,7 @@
 """Networks of declarative layers: one behind another, in fewer steps than layers."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -20,21 +21,28 @@ from ._modules import (
 # values an image. The bits of very small images would come to depend on the batch's size, too.
 ONEDNN_IMAGES, ONEDNN_VALUES = 16, 64
 
+# A matrix product takes half the time with these few columns as rows.
+FEW_OUTPUTS, MANY_INPUTS, MANY_IMAGES = 16, 1024, 16
+
 
 class LayerStack(nn.Sequential):
     """Declarative layers one behind another.
 
     Where nobody observes what lies between, layers are run together: max-pooling before a
     monotone activation, which gives the same numbers from a quarter of the work; dropouts in a
-    row as one; and convolutions on a CPU in oneDNN's own tensor layout.
+    row as one, and a ReLU in front of them in the same pass; and convolutions on a CPU in
+    oneDNN's own tensor layout.
     """
 
     chooses_layout = True
 
+    def __init__(self):
+        super().__init__()
+        self._stages = []
+
     def arrange(self):
         """Find the layers that are run together; call it when all are in."""
         named = list(self.named_children())
-        self._stages = []
         while named:
             stage = _ConvStage.of(named) or _DenseStage.of(named) or _Stage(named[:1])
             del named[: len(stage.layers)]
@@ -46,6 +54,9 @@ class LayerStack(nn.Sequential):
             stage.takes_onednn = True
             if not stage.gives_onednn:
                 break
+        for stage, behind in pairwise(self._stages):
+            if stage.activation == "relu" and isinstance(behind, _DenseStage) and behind.dropouts:
+                stage.leaves_relu = behind.takes_relu = True
 
     def use_generator(self, generator):
         """Draw dropout masks from ``generator``; None: from torch's own."""
@@ -53,14 +64,30 @@ class LayerStack(nn.Sequential):
             if isinstance(module, Dropout):
                 module.generator = generator
 
-    def forward(self, x):
+    def train(self, mode=True):
+        """Set training mode, and the layout of the weights that suits it.
+
+        oneDNN's tensors want the weights in torch's own order; a single image, which does not
+        become one, wants them as it lies itself.
+        """
         for stage in self._stages:
-            observed = [m for _, m in stage.layers if m._forward_hooks or m._forward_pre_hooks]
-            if observed:
-                for _, module in stage.layers:
-                    x = module(as_dense(x))
+            if isinstance(stage, _ConvStage) and stage.takes_onednn:
+                weight = stage.conv.weight
+                own = mode and weight.device.type == "cpu"
+                layout = torch.contiguous_format if own else torch.channels_last
+                weight.data = weight.data.contiguous(memory_format=layout)
+        return super().train(mode)
+
+    def forward(self, x):
+        observed = {m for m in self if m._forward_hooks or m._forward_pre_hooks}
+        joined = self.training and not observed
+        for stage in self._stages:
+            modules = [module for _, module in stage.layers]
+            if observed.isdisjoint(modules):
+                x = stage(x, joined)
             else:
-                x = stage(x)
+                for module in modules:
+                    x = module(as_dense(x))
         return as_dense(x)
 
     def activations(self, x, names):
@@ -82,12 +109,17 @@ class LayerStack(nn.Sequential):
 
 
 class _Stage:
-    """A single layer; the stages below are several."""
+    """A single layer; the stages below are several.
+
+    Called with ``joined``, a stage that ``leaves_relu`` leaves its ReLU to the one behind.
+    """
 
     def __init__(self, layers):
         self.layers = layers
+        self.activation = None
+        self.leaves_relu = False
 
-    def __call__(self, x):
+    def __call__(self, x, joined=False):
         return self.layers[0][1](as_dense(x))
 
 
@@ -97,9 +129,10 @@ class _ConvStage(_Stage):
     def __init__(self, layers):
         super().__init__(layers)
         self.conv = layers[0][1]
+        self.activation = self.conv.activation
         self.pool = layers[1][1] if len(layers) > 1 else None
         self.takes_onednn = False
-        self.gives_onednn = self.conv.activation in ("relu", None) and self.conv.padding != "same"
+        self.gives_onednn = self.activation in ("relu", None) and self.conv.padding != "same"
 
     @classmethod
     def of(cls, named):
@@ -109,25 +142,28 @@ class _ConvStage(_Stage):
         pools = len(named) > 1 and isinstance(named[1][1], nn.MaxPool2d)
         return cls(named[: 2 if pools and conv.activation in MONOTONE else 1])
 
-    def __call__(self, x):
+    def __call__(self, x, joined=False):
         if self.takes_onednn and self.gives_onednn and (x.is_mkldnn or _suits_onednn(x)):
             x = self.conv.linear(x if x.is_mkldnn else x.to_mkldnn())
             if self.pool is not None:
                 size, stride, ceil = self.pool.kernel_size, self.pool.stride, self.pool.ceil_mode
                 x = F.max_pool2d(x, size, stride, ceil_mode=ceil)
-            return x if self.conv.activation is None else F.relu(x)
+            return x if self.activation is None or (joined and self.leaves_relu) else F.relu(x)
         x = self.conv.linear(as_channels_last(as_dense(x)))
-        return self.conv.activate(x if self.pool is None else self.pool(x))
+        x = x if self.pool is None else self.pool(x)
+        return x if joined and self.leaves_relu else self.conv.activate(x)
 
 
 class _DenseStage(_Stage):
-    """Dropouts, flattening and the fully connected layer behind them."""
+    """A fully connected layer, and dropouts and flattening in front of it."""
 
     def __init__(self, layers):
         super().__init__(layers)
         self.linear = layers[-1][1]
+        self.activation = self.linear.activation
         self.dropouts = [module for _, module in layers if isinstance(module, Dropout)]
         self.kept = round(256 * math.prod(1 - dropout.rate for dropout in self.dropouts))
+        self.takes_relu = False
 
     @classmethod
     def of(cls, named):
@@ -135,22 +171,57 @@ class _DenseStage(_Stage):
             (i for i, (_, m) in enumerate(named) if not isinstance(m, (Dropout, Flatten))),
             len(named) - 1,
         )
-        if length and isinstance(named[length][1], LinearActivation):
+        if isinstance(named[length][1], LinearActivation):
             return cls(named[: length + 1])
         return None
 
-    def __call__(self, x):
-        x = as_dense(x).flatten(1)
-        if not self.linear.training or not self.dropouts:
-            return self.linear(x)
-        if x.device.type != "cpu" or self.kept in (0, 256):
+    def __call__(self, x, joined=False):
+        x, weight, bias = as_dense(x), self.linear.weight, self.linear.bias
+        relu_waits = joined and self.takes_relu
+        if self._drops_together(x):
+            mask = _ReLUMask.apply if relu_waits else torch.mul
+            x = mask(x, random_mask(x, self.kept, self.dropouts[0].generator))
+            x, scale = _linear(x.flatten(1), weight), 256 / self.kept
+            # The few outputs are scaled up in place of the many values that are kept.
+            x = x * scale if bias is None else torch.add(bias, x, alpha=scale)
+        else:
+            x = F.relu_(x) if relu_waits else x
             for dropout in self.dropouts:
                 x = dropout(x)
-            return self.linear(x)
-        # The few weights are scaled up in place of the many values that are kept.
-        x = x * random_mask(x, self.kept, self.dropouts[0].generator)
-        weight = self.linear.weight * (256 / self.kept)
-        return self.linear.activate(F.linear(x, weight, self.linear.bias))
+            x = _linear(x.flatten(1), weight, bias)
+        return x if joined and self.leaves_relu else self.linear.activate(x)
+
+    def _drops_together(self, x):
+        if x.device.type != "cpu" or not self.dropouts or self.kept in (0, 256):
+            return False
+        return all([dropout.training for dropout in self.dropouts])  # noqa: C419
+
+
+def _linear(x, weight, bias=None):
+    """`F.linear`, on a CPU by way of its transpose where that is faster."""
+    n_outputs, n_inputs = weight.shape
+    transposed = n_outputs <= FEW_OUTPUTS and n_inputs >= MANY_INPUTS and len(x) >= MANY_IMAGES
+    if not transposed or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    x = (weight @ x.t()).t()
+    return x if bias is None else x + bias
+
+
+class _ReLUMask(torch.autograd.Function):
+    """``relu(x) * mask`` in place; its gradient needs only the result."""
+
+    @staticmethod
+    def forward(ctx, x, mask):
+        x.relu_().mul_(mask)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        # Above zero is what neither ReLU nor the mask has held back.
+        return torch.ops.aten.threshold_backward(gradient, x, 0), None
 
 
 def as_dense(x):

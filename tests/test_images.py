@@ -16,7 +16,14 @@ from hypothesis.extra import numpy as st_numpy
 from torch import nn
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule, _images
-from sklconv._images import ImageFormat, channel_statistics, take_batch
+from sklconv._images import (
+    ImageFormat,
+    channel_statistics,
+    iterate_batches,
+    slices,
+    take_batch,
+    take_rows,
+)
 from sklconv.layers import Conv, Dense
 
 SMALL = [("conv", Conv(4, 3, padding="same")), ("dense", Dense(8))]
@@ -668,3 +675,23 @@ def test_channel_statistics_in_chunks(monkeypatch):
     whole = channel_statistics(images)
     monkeypatch.setattr(_images, "CHUNK_BYTES", 1)
     np.testing.assert_allclose(channel_statistics(images), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 7 * 180, 2**20], ids=["none", "some", "all"])
+@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize("kind", ["uint8", "float64", "rows", "tensor"])
+def test_batches_gathered_together_are_those_gathered_apart(
+    kind, shuffled, cache_bytes, monkeypatch
+):
+    monkeypatch.setattr(_images, "CACHE_BYTES", cache_bytes)
+    images = pixels(50, 1, 15, 12, dtype=np.float64 if kind == "float64" else np.uint8)
+    rows = np.random.default_rng(0).permutation(50)
+    images = {"rows": take_rows(images, rows), "tensor": torch.from_numpy(images)}.get(
+        kind, images
+    )
+    order = rows[::-1].copy() if shuffled else None
+    cuts = [*slices(44, 4), slice(44, 50)]
+    batches = list(iterate_batches(images, cuts, order=order))
+    assert len(batches) == len(cuts)
+    for cut, batch in zip(cuts, batches, strict=True):
+        assert torch.equal(batch, take_batch(images, cut if order is None else order[cut]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule, _modules, _stack
 from sklconv._modules import MONOTONE
 from sklconv._modules import Dropout as DropoutModule
 from sklconv._network import auto_layers, build_layers, build_network, trace_network
@@ -547,6 +547,60 @@ def test_networks_are_their_layers_one_behind_another(steps, n):
 
 
 @pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("drop", Dropout(0.5))],
+        [("conv", Conv(4, 3)), ("drop", Dropout(0.25)), ("dense", Dense(6, bias=False))],
+        [("conv", Conv(4, 4, padding="same")), ("flat", Flatten()), ("drop", Dropout(0.75))],
+        [("conv", Conv(4, 3, activation="elu")), ("pool", MaxPool(2)), ("drop", Dropout(0.5))],
+        [("conv", Conv(4, 3, activation=None)), ("drop", Dropout(0.5))],
+        [("dense", Dense(8)), ("drop", Dropout(0.5)), ("dense2", Dense(7, activation="tanh"))],
+        [("dense", Dense(8)), ("drop", Dropout(0)), ("dense2", Dense(7))],
+        [("drop", Dropout(0.5)), ("dense", Dense(8)), ("dense2", Dense(7))],
+        [("dense", Dense(1030)), ("drop", Dropout(0.5))],
+    ],
+    ids=lambda steps: "-".join(repr(layer) for _, layer in steps),
+)
+def test_training_is_the_layers_one_behind_another(steps, n, monkeypatch):
+    """At most one dropout in each: both ways draw the same masks then, if layouts are ignored."""
+    stack = stack_of(*steps).train()
+    random_mask = _modules.random_mask
+    for module in (_modules, _stack):
+        monkeypatch.setattr(
+            module, "random_mask", lambda x, *args: random_mask(torch.empty(x.shape), *args)
+        )
+
+    def seeded(run):
+        def run_seeded(x):
+            stack.use_generator(mask_generator(0, x.device))
+            return run(x)
+
+        return run_seeded
+
+    together = numbers(stack, seeded(stack), images(n))
+    apart = numbers(stack, seeded(lambda x: one_by_one(stack, x)), images(n))
+    for got, expected in zip(together, apart, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_in_eval_mode_does_not_switch_off_the_dropout_in_front_of_it():
+    stack = stack_of(("drop", Dropout(0.5)), ("dense", Dense(5))).train()
+    stack.dense.eval()
+    x = images(20)
+    assert not torch.equal(stack(x), stack(x))
+    stack.drop.eval()
+    assert torch.equal(stack(x), stack(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_weights_layout_follows_the_mode(training):
+    stack = pooled_maps("relu", MaxPool(2)).train(training)
+    contiguous = [stack.conv.weight.is_contiguous(), stack.conv2.weight.is_contiguous()]
+    assert contiguous == [training, training]
+
+
+@pytest.mark.parametrize("n", [5, 20])
 @pytest.mark.parametrize("kind", ["hook", "pre-hook"])
 @pytest.mark.parametrize("observed", ["conv", "pool", "drop"])
 def test_a_hook_sees_the_layers_in_their_own_order(observed, kind, n):
@@ -660,6 +714,26 @@ def test_dropout_drops_values_independently(layout):
         shares = dropped.mean(axis=tuple(a for a in range(4) if a != axis))
         n = dropped.size / len(shares)
         assert np.abs(shares).max() < 5 * 0.5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("rate", [0.25, 0.5, 0.625, 0.6])
+def test_large_masks(rate, layout):
+    """Where half a byte is enough, a byte decides on two values far apart."""
+    x = torch.ones(101, 11, 20, 15)
+    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+    output = drop(rate, x)
+    assert output.stride() == x.stride()
+    in_memory = output.as_strided((x.numel(),), (1,)).numpy()
+    share = round(256 * rate) / 256
+    spread = math.sqrt(share * (1 - share))
+    dropped = ((in_memory == 0) - share) / spread
+    half = math.ceil(len(dropped) / 2)
+    for part in (dropped[:half], dropped[half:]):
+        assert abs(part.mean()) < 4 / math.sqrt(len(part))
+    for distance in (1, 2, 8, half - 1, half, half + 1):
+        products = dropped[distance:] * dropped[:-distance]
+        assert abs(products.mean()) < 4 / math.sqrt(len(products))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "vectors"])
