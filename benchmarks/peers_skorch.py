@@ -5,7 +5,7 @@ validates on the rest, which is less work), and nothing is printed.
 """
 
 import torch
-from skorch import NeuralNetClassifier
+from skorch import NeuralNet, NeuralNetClassifier
 
 from . import data, networks
 
@@ -22,6 +22,15 @@ def prepare_predict(task):
     X, _ = _read(task)
     net = _net(task).initialize()
     return lambda: net.predict_proba(X)
+
+
+def prepare_transform(task):
+    """Return a function that computes the features in front of the last layer."""
+    X, _ = _read(task)
+    network = networks.plain(task["network"], task["side"], task["n_classes"])
+    net = NeuralNet(network[:-1], criterion=torch.nn.CrossEntropyLoss, batch_size=128)
+    net.initialize()
+    return lambda: net.predict_proba(X).reshape(len(X), -1)
 
 
 def prepare_one_image(task):

@@ -28,13 +28,13 @@ CONTENDERS = {
             "one image": "prepare_one_image",
         },
     ),
-    # skorch has no transform: what its predict_proba takes stands in.
+    # skorch has no transform: a net of all layers but the last stands in.
     "skorch": (
         "peers_skorch",
         {
             "fit": "prepare_fit",
             "predict": "prepare_predict",
-            "transform": "prepare_predict",
+            "transform": "prepare_transform",
             "one image": "prepare_one_image",
         },
     ),

@@ -10,7 +10,9 @@ from sklearn.utils.validation import check_is_fitted
 from ._devices import keep_freed_memory
 from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
-DEFAULT_BATCH_SIZE = 128
+# Small images take less time in larger batches, as long as what the layers put out stays below
+# the 32 MB up to which the C library reuses memory.
+SMALL_IMAGE_BATCH, SMALL_IMAGE_VALUES, BATCH = 256, 1024, 128
 
 # Linear layers and convolutions choose other kernels for few rows, which changes their bits.
 # On images this small the work of a full batch costs nothing.
@@ -48,24 +50,34 @@ def iterate_outputs(network, images, run, name, batch_size=None):
     ------
     ndarray of shape (batch, n_outputs)
     """
-    cuts = slices(len(images), batch_size or DEFAULT_BATCH_SIZE)
-    with closing(iterate_batches(images, cuts, network.device, name)) as batches:
-        for batch in batches:
-            yield _evaluate(network, batch, run)
+    for output in _iterate_tensors(network, images, run, name, batch_size):
+        yield output.numpy()
 
 
 def collect_outputs(network, images, run, name, batch_size=None):
     """Return what `iterate_outputs` yields as one array."""
     n, start = len(images), 0
-    if n <= (batch_size or DEFAULT_BATCH_SIZE):
+    if n <= (batch_size or _default_batch_size(images)):
         batch = take_batch(images, slice(0, n), network.device, name)
-        return _evaluate(network, batch, run)
-    for rows in iterate_outputs(network, images, run, name, batch_size):
+        return _evaluate(network, batch, run).numpy()
+    for output in _iterate_tensors(network, images, run, name, batch_size):
         if start == 0:
-            collected = np.empty((n, *rows.shape[1:]), dtype=np.float32)
-        collected[start : start + len(rows)] = rows
-        start += len(rows)
-    return collected
+            # Numpy's memory comes in large pages; torch fills them with all threads.
+            collected = torch.from_numpy(np.empty((n, *output.shape[1:]), dtype=np.float32))
+        collected[start : start + len(output)] = output
+        start += len(output)
+    return collected.numpy()
+
+
+def _iterate_tensors(network, images, run, name, batch_size):
+    cuts = slices(len(images), batch_size or _default_batch_size(images))
+    with closing(iterate_batches(images, cuts, network.device, name)) as batches:
+        for batch in batches:
+            yield _evaluate(network, batch, run)
+
+
+def _default_batch_size(images):
+    return SMALL_IMAGE_BATCH if math.prod(images.shape[1:]) <= SMALL_IMAGE_VALUES else BATCH
 
 
 def _piece_size(network, batch):
@@ -90,4 +102,4 @@ def _evaluate(network, batch, run):
         output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
         if missing:
             output = output[:n]
-        return output.float().cpu().numpy()
+        return output.float().cpu()

@@ -55,6 +55,7 @@ class LayerStack(nn.Sequential):
             if not stage.gives_onednn:
                 break
         for stage, behind in pairwise(self._stages):
+            stage.feeds_onednn = behind.takes_onednn
             if stage.activation == "relu" and isinstance(behind, _DenseStage) and behind.dropouts:
                 stage.leaves_relu = behind.takes_relu = True
 
@@ -118,6 +119,7 @@ class _Stage:
         self.layers = layers
         self.activation = None
         self.leaves_relu = False
+        self.takes_onednn = self.feeds_onednn = False
 
     def __call__(self, x, joined=False):
         return self.layers[0][1](as_dense(x))
@@ -131,7 +133,6 @@ class _ConvStage(_Stage):
         self.conv = layers[0][1]
         self.activation = self.conv.activation
         self.pool = layers[1][1] if len(layers) > 1 else None
-        self.takes_onednn = False
         self.gives_onednn = self.activation in ("relu", None) and self.conv.padding != "same"
 
     @classmethod
@@ -148,7 +149,11 @@ class _ConvStage(_Stage):
             if self.pool is not None:
                 size, stride, ceil = self.pool.kernel_size, self.pool.stride, self.pool.ceil_mode
                 x = F.max_pool2d(x, size, stride, ceil_mode=ceil)
-            return x if self.activation is None or (joined and self.leaves_relu) else F.relu(x)
+            if self.activation is None or (joined and self.leaves_relu):
+                return x
+            # Pooling on oneDNN's tensors keeps its result for the backward pass.
+            keeps = self.feeds_onednn and torch.is_grad_enabled()
+            return F.relu(x) if keeps else F.relu_(x if self.feeds_onednn else as_dense(x))
         x = self.conv.linear(as_channels_last(as_dense(x)))
         x = x if self.pool is None else self.pool(x)
         return x if joined and self.leaves_relu else self.conv.activate(x)

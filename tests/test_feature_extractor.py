@@ -738,7 +738,7 @@ def test_a_row_has_the_same_features_alone_and_in_any_batch(fitted, layers, batc
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "n_rows"), [(None, [128, 128, 44]), (100, [100] * 3), (299, [299, 1])]
+    ("batch_size", "n_rows"), [(None, [256, 44]), (100, [100] * 3), (299, [299, 1])]
 )
 def test_transform_batches_concatenates_to_transform(fitted, batch_size, n_rows):
     extractor = ConvFeatureExtractor(FrozenEstimator(fitted["plain"]), batch_size=batch_size)
