@@ -1,6 +1,7 @@
 """Contenders side by side: rounds that alternate between them, and what the rounds say."""
 
 import os
+import random
 import statistics
 from contextlib import ExitStack, closing
 
@@ -80,7 +81,7 @@ class Field:
         task : dict
             What to do it with.
         rounds : int
-            In each round every contender has one turn.
+            In each round every contender has one turn, in an order that is drawn anew.
         names : list of str, optional
             The contenders; all that do the job by default.
         repeats : int, default=1
@@ -93,9 +94,11 @@ class Field:
                 seconds[name] = []
             except RuntimeError as error:
                 print(f"{name} is left out of {job}, {task['network']}: {error}")
+        order = random.Random(0)
         for _ in range(rounds):
-            for name, times in seconds.items():
-                times.append(self._worker(name).time(repeats))
+            # Nobody always comes behind the one whose threads are slow to come to rest.
+            for name in order.sample(list(seconds), len(seconds)):
+                seconds[name].append(self._worker(name).time(repeats))
         return seconds
 
     def _worker(self, name):

@@ -8,7 +8,8 @@ A request is one line of JSON, and so is its answer:
 
 - ``{"prepare": FUNCTION, "task": {...}}`` calls ``MODULE.FUNCTION(task)``, which returns what is
   to be timed, and runs that once;
-- ``{"repeats": N}`` times N calls of it: ``{"seconds": of one call}``.
+- ``{"repeats": N}`` times N calls of it, behind one that is not timed: while others had their
+  turns, caches and pages of memory went to them. The answer is ``{"seconds": of one call}``.
 """
 
 import importlib
@@ -84,6 +85,7 @@ def serve(module, requests, answers):
 
 
 def _time(run, repeats):
+    run()
     started = time.perf_counter()
     for _ in range(repeats):
         run()
