@@ -28,9 +28,13 @@ def prepare_transform(task):
     """Return a function that computes the features in front of the last layer."""
     X, _ = _read(task)
     network = networks.plain(task["network"], task["side"], task["n_classes"])
-    net = NeuralNet(network[:-1], criterion=torch.nn.CrossEntropyLoss, batch_size=128)
-    net.initialize()
-    return lambda: net.predict_proba(X).reshape(len(X), -1)
+    net = NeuralNet(
+        network[:-1],
+        criterion=torch.nn.CrossEntropyLoss,
+        predict_nonlinearity=None,
+        batch_size=128,
+    ).initialize()
+    return lambda: net.predict_proba(X)
 
 
 def prepare_one_image(task):

@@ -58,7 +58,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         What `transform` does with an image file that can't be read: raise an error, or fill its
         row with NaN and list it in ``bad_images_``. `fit` raises.
     batch_size : int or None, default=None
-        Images in a batch of `transform`; None: 128, and 256 of up to 1,024 values.
+        Images in a batch of `transform`; None: 256 of at most 1,024 values, else 128.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
 # Rows whose checks and sums are made at a time: X may be larger than memory.
 CHUNK_BYTES = 32 * 2**20
-# Rows summed at a time: they stay in the processor's cache.
+# Rows summed, and batches gathered, at a time: they stay in the processor's cache.
 CACHE_BYTES = 2**20
 # Files that are decoded for channel statistics, at most.
 MAX_FILES_SUMMED = 1000

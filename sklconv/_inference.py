@@ -10,9 +10,9 @@ from sklearn.utils.validation import check_is_fitted
 from ._devices import keep_freed_memory
 from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
-# Small images take less time in larger batches, as long as what the layers put out stays below
-# the 32 MB up to which the C library reuses memory.
-SMALL_IMAGE_BATCH, SMALL_IMAGE_VALUES, BATCH = 256, 1024, 128
+# Images of few values take less time in larger batches, of which no layer's output grows so
+# large that the C library would no longer reuse its memory.
+DEFAULT_BATCH_SIZE, SMALL_IMAGES_BATCH_SIZE, SMALL_VALUES = 128, 256, 1024
 
 # Linear layers and convolutions choose other kernels for few rows, which changes their bits.
 # On images this small the work of a full batch costs nothing.
@@ -45,6 +45,7 @@ def iterate_outputs(network, images, run, name, batch_size=None):
     name : str
         The estimator's, for errors.
     batch_size : int or None
+        None: 256 for images of at most 1,024 values, else 128.
 
     Yields
     ------
@@ -57,7 +58,7 @@ def iterate_outputs(network, images, run, name, batch_size=None):
 def collect_outputs(network, images, run, name, batch_size=None):
     """Return what `iterate_outputs` yields as one array."""
     n, start = len(images), 0
-    if n <= (batch_size or _default_batch_size(images)):
+    if n <= (batch_size or _default_batch_size(network, images)):
         batch = take_batch(images, slice(0, n), network.device, name)
         return _evaluate(network, batch, run).numpy()
     for output in _iterate_tensors(network, images, run, name, batch_size):
@@ -70,22 +71,28 @@ def collect_outputs(network, images, run, name, batch_size=None):
 
 
 def _iterate_tensors(network, images, run, name, batch_size):
-    cuts = slices(len(images), batch_size or _default_batch_size(images))
+    cuts = slices(len(images), batch_size or _default_batch_size(network, images))
     with closing(iterate_batches(images, cuts, network.device, name)) as batches:
         for batch in batches:
             yield _evaluate(network, batch, run)
 
 
-def _default_batch_size(images):
-    return SMALL_IMAGE_BATCH if math.prod(images.shape[1:]) <= SMALL_IMAGE_VALUES else BATCH
+def _n_values(network, image_shape):
+    """Values of an image as the network gets it."""
+    size = getattr(network.prepare, "size", None) or image_shape[1:]
+    return image_shape[0] * math.prod(size)
+
+
+def _default_batch_size(network, images):
+    small = _n_values(network, images.shape[1:]) <= SMALL_VALUES
+    return SMALL_IMAGES_BATCH_SIZE if small else DEFAULT_BATCH_SIZE
 
 
 def _piece_size(network, batch):
     """Number of images that go through the network at a time."""
     if batch.device.type != "cpu":
         return len(batch)
-    size = getattr(network.prepare, "size", None) or batch.shape[2:]
-    return max(PIECE_IMAGES, PIECE_VALUES // (batch.shape[1] * math.prod(size)))
+    return max(PIECE_IMAGES, PIECE_VALUES // _n_values(network, batch.shape[1:]))
 
 
 def _evaluate(network, batch, run):

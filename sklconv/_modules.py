@@ -27,7 +27,7 @@ MONOTONE = frozenset({None, "relu", "leaky_relu", "elu", "selu", "sigmoid", "tan
 
 
 # Below, to cut bytes in halves takes longer than to draw as many bytes as there are values.
-FEWEST_BY_HALVES = 2**18
+MIN_VALUES_BY_HALVES = 2**18
 
 
 class PreparePixels(nn.Module):
@@ -242,7 +242,7 @@ def random_mask(x, kept, generator):
     mask = torch.empty_like(x, requires_grad=False)
     n = mask.numel()
     in_memory = mask.as_strided((n,), (1,))
-    if n < FEWEST_BY_HALVES or kept % 16:
+    if n < MIN_VALUES_BY_HALVES or kept % 16:
         torch.lt(_random_bytes(n, generator), kept, out=in_memory)
         return mask
     # Half a byte decides: it takes longer to draw the bytes than to compare them.

@@ -16,10 +16,11 @@ from skorch.callbacks import ProgressBar as ProgressBar
 from skorch.dataset import Dataset
 from skorch.utils import TeeGenerator
 
+from ._batches import ImageSet, SkorchBatches, augmented, training_batches
 from ._devices import keep_freed_memory
-from ._files import ImageFiles
-from ._images import iterate_batches, slices, take_batch
-from ._optimization import OPTIMIZERS, FusedAdamSteps, optimizer_settings, plain_step
+from ._images import slices
+from ._optimization import OPTIMIZERS, lean_step, optimizer_settings
+from ._stack import LayerStack
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
 ENGINE_OWNED = {"module", "iterator_train", "iterator_valid", "dataset", "train_split", "classes"}
@@ -34,30 +35,8 @@ CLASSIFIER_OWNED = {
     "device",
 }
 
-# Small operators take longer to call than to run: hits and losses are counted for several batches.
-BATCHES_BETWEEN_LOOKS = 16
-
-
-@dataclass
-class ImageSet:
-    """Images with their targets: what a net trains on or is validated on."""
-
-    images: np.ndarray  # (n, C, H, W)
-    targets: torch.Tensor  # (n,), int64, on the net's device
-    weights: torch.Tensor | None = None  # (n,), float32, of mean 1
-
-    def __len__(self):
-        return len(self.images)
-
-    def batches(self, cuts, device, order=None):
-        """Iterate over tensors of the images that each of ``cuts`` names, out of ``order``."""
-        # Arrays have been checked as a whole; what a reader of files returns has not.
-        name = "ConvNetClassifier" if isinstance(self.images, ImageFiles) else None
-        return iterate_batches(self.images, cuts, device, name, order)
-
-    def as_dataset(self):
-        """Return it as skorch's callbacks expect it."""
-        return Dataset(self.images, self.targets.cpu().numpy())
+# Small operators take longer to call than to run: hits and losses are looked at together.
+BATCHES_PER_CHECK = 16
 
 
 @dataclass
@@ -96,15 +75,17 @@ class LeanNet(NeuralNetClassifier):
         n = len(dataset)
         size = n if self.batch_size == -1 else self.batch_size
         cuts = training_batches(n, size) if training else slices(n, size)
-        return _Batches(dataset, cuts, shuffle=training)
+        return SkorchBatches(dataset, cuts, shuffle=training)
 
     def train(self, training):
         """Train as ``training`` says; a user's interrupt is raised on afterwards."""
-        valid = None if training.valid is None else training.valid.as_dataset()
-        datasets = {"dataset_train": training.train.as_dataset(), "dataset_valid": valid}
+        valid = None if training.valid is None else _as_dataset(training.valid)
+        datasets = {"dataset_train": _as_dataset(training.train), "dataset_valid": valid}
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
         self._reduce_losses(training)
         keep_freed_memory()
+        self._lay_out_weights(training=True)
+        self.optimizer_.zero_grad(set_to_none=True)  # those of what has been frozen since
         self.notify("on_train_begin", **everything)
         try:
             self._train_epochs(training, datasets)
@@ -113,7 +94,21 @@ class LeanNet(NeuralNetClassifier):
             raise
         finally:
             self.module_.eval()
+            self._lay_out_weights(training=False)
         self.notify("on_train_end", **everything)
+
+    def _lay_out_weights(self, training):
+        """Put the weights into the order that suits; the optimizer's state follows them.
+
+        Torch's fused optimizers take weight and state value by value as they lie in memory.
+        """
+        if isinstance(self.module_.body, LayerStack):
+            self.module_.body.lay_out_weights(training)
+        for parameter, state in self.optimizer_.state.items():
+            for key, value in state.items():
+                alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                if alike and value.stride() != parameter.stride():
+                    state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     def _reduce_losses(self, training):
         """Have the criterion return one loss an image if they are to be weighed."""
@@ -181,9 +176,7 @@ class LeanNet(NeuralNetClassifier):
         targets = data.targets[order.to(data.targets.device)]
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
         losses, logits, winners = [], [], []
-        step = plain_step(self.optimizer_)
-        if not self.callbacks_ and FusedAdamSteps.suit(self.optimizer_):
-            step = FusedAdamSteps(self.optimizer_)
+        step = lean_step(self.optimizer_, alone=not self.callbacks_)
         train_batch = partial(self._train_batch, module, list(module.parameters()), step)
         batches = data.batches(cuts, self.device, order.numpy())
         for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
@@ -191,12 +184,12 @@ class LeanNet(NeuralNetClassifier):
                 self._set_lrs(lrs[number])
             y, w = targets[cut], None if weights is None else weights[cut]
             if training.augment is not None:
-                x = _augmented(x, training.augment, module)
+                x = augmented(x, training.augment, module)
             loss, outputs = train_batch(x, y, w)
             training.n_batches += 1
             losses.append(loss)
             logits.append(outputs)
-            if len(logits) == BATCHES_BETWEEN_LOOKS or number == len(cuts) - 1:
+            if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
                 winners.append(torch.cat(logits).argmax(1))
                 logits.clear()
                 # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
@@ -417,42 +410,9 @@ class _EarlyStopping:
             module.load_state_dict(self.best)
 
 
-class _Batches:
-    """Batches of a skorch dataset, as ``(images, targets)``."""
-
-    def __init__(self, dataset, cuts, shuffle):
-        self.dataset, self.cuts, self.shuffle = dataset, cuts, shuffle
-
-    def __len__(self):
-        return len(self.cuts)
-
-    def __iter__(self):
-        n, X, y = len(self.dataset), self.dataset.X, self.dataset.y
-        X = X.cpu().numpy() if isinstance(X, torch.Tensor) else X
-        order = torch.randperm(n).numpy() if self.shuffle else np.arange(n)
-        for cut in self.cuts:
-            rows = order[cut]
-            target = torch.zeros(len(rows)) if y is None else torch.as_tensor(y[rows])
-            yield take_batch(X, rows), target
-
-
-def training_batches(n, size):
-    """Cut ``range(n)`` into slices of ``size``; a last one of one row joins the one before."""
-    cuts = slices(n, size)
-    if len(cuts) > 1 and cuts[-1].stop - cuts[-1].start == 1:
-        cuts[-2:] = [slice(cuts[-2].start, n)]
-    return cuts
-
-
-def _augmented(x, augment, module):
-    images = augment(module.prepare.unpack_bytes(x) if x.dtype == torch.uint8 else x.float())
-    if not isinstance(images, torch.Tensor) or images.shape[:2] != x.shape[:2]:
-        came = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
-        raise ValueError(
-            f"augment returned {came} for a batch of shape {tuple(x.shape)}; it must return a "
-            "tensor of as many images and channels"
-        )
-    return images
+def _as_dataset(image_set):
+    """Return images and targets as skorch's callbacks expect them."""
+    return Dataset(image_set.images, image_set.targets.cpu().numpy())
 
 
 def _raised_by_code(error):

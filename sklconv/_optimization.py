@@ -32,35 +32,41 @@ def optimizer_settings(optimizer, weight_decay, device):
     return settings
 
 
-def plain_step(optimizer):
-    """Return ``optimizer.step`` without what torch wraps around it for profiling and hooks.
+def lean_step(optimizer, *, alone):
+    """Return ``optimizer.step`` without what takes a small network longer than the step itself.
 
-    On a small network that takes longer than the step itself. Call it under `torch.no_grad`.
+    That is what torch wraps around it for profiling and hooks, and, where the caller is ``alone``
+    with the optimizer, what `FusedAdamSteps` spares. Call it under `torch.no_grad`.
     """
     hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     if hooked or "step" in vars(optimizer):  # torch's schedulers put their own in its place
         return optimizer.step
-    return partial(inspect.unwrap(type(optimizer).step), optimizer)
+    plain_step = partial(inspect.unwrap(type(optimizer).step), optimizer)
+    if alone and FusedAdamSteps.can_replace(optimizer):
+        return FusedAdamSteps(optimizer, plain_step)
+    return plain_step
 
 
 class FusedAdamSteps:
     """Steps of a fused Adam or AdamW that nobody else touches, but for its learning rates.
 
-    Torch's own ``step`` collects parameters and state anew each time, which on a small network
-    takes longer than the update. This does so once and calls the two operators that ``step``
-    ends in: the same weights to the bit. Call it under `torch.no_grad`.
+    Torch's own ``step`` collects parameters and state anew each time. This does so once and
+    calls the two operators that ``step`` ends in: the same weights to the bit.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer, plain_step):
         self.optimizer = optimizer
-        self.plain_step = plain_step(optimizer)
+        self.plain_step = plain_step
         self.groups = []  # (param_group, parameters, averages, their squares', counts of steps)
 
     @staticmethod
-    def suit(optimizer):
-        """Whether ``optimizer`` takes such steps."""
+    def can_replace(optimizer):
+        """Whether these are the steps that ``optimizer`` would take."""
         return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and all(
-            group["fused"] and not group["amsgrad"] and isinstance(group["lr"], float)
+            group["fused"]
+            and not group["amsgrad"]
+            and isinstance(group["lr"], float)
+            and len({(p.device, p.dtype) for p in group["params"]}) == 1
             for group in optimizer.param_groups
         )
 
@@ -72,17 +78,17 @@ class FusedAdamSteps:
         with torch.enable_grad():
             loss = closure()
         gradients = [[p.grad for p in parameters] for _, parameters, *_ in self.groups]
-        if any(gradient is None for some in gradients for gradient in some):
+        if any(grad is None for grads in gradients for grad in grads):
             self.plain_step()
             return loss
-        for (group, parameters, averages, squares, counts), some in zip(
+        for (group, parameters, averages, squares, counts), grads in zip(
             self.groups, gradients, strict=True
         ):
             update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
             torch._foreach_add_(counts, 1)
             update(
                 parameters,
-                some,
+                grads,
                 averages,
                 squares,
                 [],

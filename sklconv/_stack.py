@@ -36,13 +36,14 @@ class LayerStack(nn.Sequential):
 
     chooses_layout = True
 
-    def __init__(self):
-        super().__init__()
-        self._stages = []
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.arrange()
 
     def arrange(self):
-        """Find the layers that are run together; call it when all are in."""
+        """Find the layers that are run together; call it again when layers have been added."""
         named = list(self.named_children())
+        self._stages = []
         while named:
             stage = _ConvStage.of(named) or _DenseStage.of(named) or _Stage(named[:1])
             del named[: len(stage.layers)]
@@ -65,22 +66,21 @@ class LayerStack(nn.Sequential):
             if isinstance(module, Dropout):
                 module.generator = generator
 
-    def train(self, mode=True):
-        """Set training mode, and the layout of the weights that suits it.
+    def lay_out_weights(self, training):
+        """Put the convolutions' weights into the order that suits ``training`` or inference.
 
-        oneDNN's tensors want the weights in torch's own order; a single image, which does not
-        become one, wants them as it lies itself.
+        oneDNN's tensors want them in torch's own order; dense images, which few at a time and
+        all on a GPU are, want them channels last, as they lie themselves.
         """
         for stage in self._stages:
             if isinstance(stage, _ConvStage) and stage.takes_onednn:
                 weight = stage.conv.weight
-                own = mode and weight.device.type == "cpu"
+                own = training and weight.device.type == "cpu"
                 layout = torch.contiguous_format if own else torch.channels_last
                 weight.data = weight.data.contiguous(memory_format=layout)
-        return super().train(mode)
 
     def forward(self, x):
-        observed = {m for m in self if m._forward_hooks or m._forward_pre_hooks}
+        observed = {module for module in self if _is_hooked(module)}
         joined = self.training and not observed
         for stage in self._stages:
             modules = [module for _, module in stage.layers]
@@ -115,11 +115,11 @@ class _Stage:
     Called with ``joined``, a stage that ``leaves_relu`` leaves its ReLU to the one behind.
     """
 
+    activation: str | None = None
+    leaves_relu = takes_onednn = feeds_onednn = False
+
     def __init__(self, layers):
         self.layers = layers
-        self.activation = None
-        self.leaves_relu = False
-        self.takes_onednn = self.feeds_onednn = False
 
     def __call__(self, x, joined=False):
         return self.layers[0][1](as_dense(x))
@@ -188,7 +188,7 @@ class _DenseStage(_Stage):
             x = mask(x, random_mask(x, self.kept, self.dropouts[0].generator))
             x, scale = _linear(x.flatten(1), weight), 256 / self.kept
             # The few outputs are scaled up in place of the many values that are kept.
-            x = x * scale if bias is None else torch.add(bias, x, alpha=scale)
+            x = x * scale if bias is None else torch.add(bias.to(x.dtype), x, alpha=scale)
         else:
             x = F.relu_(x) if relu_waits else x
             for dropout in self.dropouts:
@@ -199,16 +199,16 @@ class _DenseStage(_Stage):
     def _drops_together(self, x):
         if x.device.type != "cpu" or not self.dropouts or self.kept in (0, 256):
             return False
-        return all([dropout.training for dropout in self.dropouts])  # noqa: C419
+        return all(dropout.training for dropout in self.dropouts)
 
 
 def _linear(x, weight, bias=None):
     """`F.linear`, on a CPU by way of its transpose where that is faster."""
     n_outputs, n_inputs = weight.shape
     transposed = n_outputs <= FEW_OUTPUTS and n_inputs >= MANY_INPUTS and len(x) >= MANY_IMAGES
-    if not transposed or x.device.type != "cpu":
+    if not transposed or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    x = (weight @ x.t()).t()
+    x = (weight @ x.t()).t().contiguous()
     return x if bias is None else x + bias
 
 
@@ -227,6 +227,11 @@ class _ReLUMask(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         # Above zero is what neither ReLU nor the mask has held back.
         return torch.ops.aten.threshold_backward(gradient, x, 0), None
+
+
+def _is_hooked(module):
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def as_dense(x):

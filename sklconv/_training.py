@@ -7,10 +7,11 @@ import torch
 from sklearn.utils import check_random_state
 
 from ._backbones import Backbone
+from ._batches import ImageSet
 from ._devices import check_precision, resolve_device
 from ._images import channel_statistics, on_device
 from ._inference import collect_outputs
-from ._net import ImageSet, ProgressBar, Training, make_net
+from ._net import ProgressBar, Training, make_net
 from ._network import build_network, check_layers, frozen_layers, seeded_draws, trace_network
 from ._optimization import SCHEDULES, auto_batch_size
 from ._randomness import generator

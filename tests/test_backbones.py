@@ -721,6 +721,17 @@ def test_not_one_frozen_tensor_changes(small, params):
     assert clf.score(X, y) > 0.9
 
 
+def test_what_is_frozen_after_it_was_trained_stays(small):
+    """The gradients of its last batch are no longer followed."""
+    X, y = colours(40)
+    clf = fine_tuned(small, X, y, freeze=None, lr=0.02)
+    before = copy.deepcopy(clf.module_.body.state_dict())
+    clf.set_params(freeze="backbone").partial_fit(X, y)
+    after = clf.module_.body.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(after[key], value)}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
 def test_frozen_parts_are_in_eval_mode_while_training(small):
     seen = []
 

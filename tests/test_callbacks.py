@@ -347,6 +347,73 @@ def test_a_callback_that_predicts_between_batches_leaves_the_training_in_train_m
     assert_array_equal(weights_of(clf), weights_of(small(module=module).fit(X, y)))
 
 
+class Predictor(callbacks.Callback):
+    """Predicts, or does nothing, once the gradients are there."""
+
+    def __init__(self, predicts):
+        self.predicts = predicts
+
+    def on_grad_computed(self, net, **kwargs):
+        if self.predicts:
+            net.predict_proba(X[:30])
+
+
+TWO_CONVOLUTIONS = [
+    ("conv1", Conv(4, 3)),
+    ("conv2", Conv(5, 3)),
+    ("drop", Dropout(0.5)),
+    ("dense", Dense(16)),
+]
+
+
+def test_a_callback_that_predicts_between_gradient_and_step_changes_nothing():
+    """The step takes weights, gradients and state as they lie in memory."""
+    both = [
+        small(module=TWO_CONVOLUTIONS, callbacks=[("predictor", Predictor(predicts))]).fit(X, y)
+        for predicts in (False, True)
+    ]
+    assert_array_equal(weights_of(both[0]), weights_of(both[1]))
+
+
+def test_a_callback_that_does_nothing_changes_nothing():
+    plain, watched = (
+        small(module=TWO_CONVOLUTIONS, batch_size=30, callbacks=given).fit(X, y)
+        for given in (None, [("idle", Predictor(False))])
+    )
+    assert_array_equal(weights_of(plain), weights_of(watched))
+    losses = [[epoch["train_loss"] for epoch in clf.history_] for clf in (plain, watched)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop"])
+def test_the_optimizers_state_lies_in_memory_as_the_weights_do(optimizer):
+    clf = small(module=TWO_CONVOLUTIONS, optimizer=optimizer, lr=1e-3).fit(X, y)
+    for _ in range(2):
+        for parameter, state in clf.net_.optimizer_.state.items():
+            for value in state.values():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    assert value.stride() == parameter.stride()
+        clf.partial_fit(X, y)
+
+
+def test_state_that_lies_otherwise_trains_alike():
+    """As where a network was trained on a GPU, or by an earlier version."""
+    clf = small(module=TWO_CONVOLUTIONS).fit(X, y)
+    other = copy.deepcopy(clf)
+    for state in other.net_.optimizer_.state.values():
+        for key, value in state.items():
+            if value.ndim == 4:
+                state[key] = value.contiguous()
+    assert_array_equal(weights_of(clf.partial_fit(X, y)), weights_of(other.partial_fit(X, y)))
+
+
+def test_hooks_of_the_optimizer_are_called_for_each_batch():
+    clf, called = small().fit(X, y), []
+    clf.net_.optimizer_.register_step_pre_hook(lambda *_: called.append(1))
+    clf.partial_fit(X, y)
+    assert len(called) == 4
+
+
 def test_the_net_predicts_from_arrays_and_tensors():
     net = small().fit(X, y).net_
     expected = net.predict_proba(X_val)

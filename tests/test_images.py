@@ -529,6 +529,7 @@ def test_images_are_never_written(shape, layout, dtype, tmp_path):
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(_images, "CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(_images, "CACHE_BYTES", 2**14)
 
 
 def allocated(call):
@@ -670,10 +671,11 @@ def test_channel_statistics_do_not_depend_on_memory_layout(dtype, small_chunks):
         assert channel_statistics(view) == expected, name
 
 
-def test_channel_statistics_in_chunks(monkeypatch):
-    images = pixels(100, 2, 5, 6, dtype=np.float64) / 7
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_channel_statistics_in_chunks(dtype, monkeypatch):
+    images = (pixels(100, 2, 5, 6, dtype=np.float64) / 7).astype(dtype)
     whole = channel_statistics(images)
-    monkeypatch.setattr(_images, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(_images, "CACHE_BYTES", 1)
     np.testing.assert_allclose(channel_statistics(images), whole, rtol=1e-12)
 
 

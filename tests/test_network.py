@@ -594,10 +594,47 @@ def test_a_layer_in_eval_mode_does_not_switch_off_the_dropout_in_front_of_it():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_weights_layout_follows_the_mode(training):
-    stack = pooled_maps("relu", MaxPool(2)).train(training)
+def test_the_weights_layout(training):
+    stack = pooled_maps("relu", MaxPool(2))
+    expected = stack(images(20)).detach()
+    stack.lay_out_weights(training)
     contiguous = [stack.conv.weight.is_contiguous(), stack.conv2.weight.is_contiguous()]
     assert contiguous == [training, training]
+    torch.testing.assert_close(stack(images(20)).detach(), expected)
+
+
+def test_a_hook_while_training_holds_what_the_layer_put_out():
+    stack = stack_of(("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("drop", Dropout(0.5))).train()
+    seen = []
+    stack.pool.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    x = images(20)
+    stack(x)
+    torch.testing.assert_close(seen[0], stack.pool(stack.conv(x)))
+
+
+@pytest.mark.parametrize("layer", ["conv", "drop", "dense", "output"])
+def test_a_backward_hook_is_called(layer):
+    stack = stack_of(("conv", Conv(4, 3)), ("drop", Dropout(0.5)), ("dense", Dense(5))).train()
+    called = []
+    stack.get_submodule(layer).register_full_backward_hook(lambda *_: called.append(layer))
+    stack(images(20).requires_grad_(True)).sum().backward()
+    assert called == [layer]
+
+
+def test_a_part_of_a_network_runs():
+    stack = stack_of(("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("dense", Dense(5))).eval()
+    x = images(20)
+    torch.testing.assert_close(stack[:2](x), stack.pool(stack.conv(x)))
+
+
+@pytest.mark.parametrize("n", [15, 16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_inputs_and_few_outputs(n, bias):
+    stack = stack_of(("dense", Dense(3, bias=bias, activation=None)), shape=(2, 30, 20)).eval()
+    x = torch.randn(n, 2, 30, 20, generator=generator(1))
+    output = stack[:2](x)
+    assert output.is_contiguous()
+    torch.testing.assert_close(output, stack.dense(x.flatten(1)))
 
 
 @pytest.mark.parametrize("n", [5, 20])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sklconv._optimization import FusedAdamSteps, plain_step
+from sklconv._optimization import FusedAdamSteps, lean_step
 
 
 def problem():
@@ -51,7 +51,7 @@ def test_fused_adam_steps_are_torchs_to_the_bit(optimizer, settings, parts, froz
     for name in frozen:
         network.get_parameter(name).requires_grad_(False)
     weights = []
-    for wrap in (FusedAdamSteps, lambda optimizer: optimizer.step):
+    for wrap in (lambda optimizer: lean_step(optimizer, alone=True), lambda o: o.step):
         twin = copy.deepcopy(network)
         first, *_, last = twin
         groups = [{"params": first.parameters()}, {"params": last.parameters(), "lr": 0.01}]
@@ -72,8 +72,10 @@ def test_fused_adam_steps_are_torchs_to_the_bit(optimizer, settings, parts, froz
     ],
     ids=["fused", "not fused", "amsgrad", "another", "a subclass"],
 )
-def test_which_optimizers_suit(optimizer, suits):
-    assert FusedAdamSteps.suit(optimizer(problem()[0].parameters())) == suits
+def test_which_optimizers_are_replaced(optimizer, suits):
+    made = optimizer(problem()[0].parameters())
+    assert isinstance(lean_step(made, alone=True), FusedAdamSteps) == suits
+    assert not isinstance(lean_step(made, alone=False), FusedAdamSteps)
 
 
 @pytest.mark.parametrize("observer", ["hook", "scheduler"])
@@ -85,5 +87,5 @@ def test_hooks_and_schedulers_of_the_optimizer_are_called(observer):
         optimizer.register_step_post_hook(lambda *_: called.append(1))
     else:
         optimizer.step = lambda closure: called.append(1) or own(closure)
-    train(network, X, y, optimizer, plain_step(optimizer), ["", ""])
+    train(network, X, y, optimizer, lean_step(optimizer, alone=True), ["", ""])
     assert len(called) == 2

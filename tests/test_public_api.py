@@ -49,6 +49,7 @@ ORDER = [
     "_optimization",
     "_targets",
     "_report",
+    "_batches",
     "_net",
     "_training",
     "_classifier",
