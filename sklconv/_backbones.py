@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Mapping
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -122,6 +123,13 @@ class Backbone(BaseEstimator):
     def _check(self):
         if (self.mean is None) != (self.std is None):
             raise ValueError("Backbone: mean and std go together: one of them is missing")
+        if self.mean is not None:
+            mean, std = np.asarray(self.mean, float), np.asarray(self.std, float)
+            if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+                raise ValueError(
+                    f"Backbone: mean={self.mean!r} and std={self.std!r} must be finite, and std "
+                    "above 0"
+                )
         values = self.value_range
         if values is not None and not (len(values) == 2 and values[0] < values[1]):
             raise ValueError(f"Backbone: value_range={values} is not (low, high)")

@@ -56,7 +56,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         As for `ConvNetClassifier`; None: as the estimator has it.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
-        row with NaN and list it in ``bad_images_``. `fit` raises.
+        row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case.
     batch_size : int or None, default=None
         Images in a batch of `transform`; None: 256 of at most 1,024 values, else 128.
 

@@ -4,6 +4,7 @@ import math
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from numbers import Integral
+from os import PathLike
 
 import numpy as np
 import torch
@@ -184,6 +185,8 @@ def check_images(estimator, X, *, reset):
     Feature names are recorded (``reset``) or compared. Neither copies an array. Image files
     come back as a list.
     """
+    if isinstance(X, (str, bytes, PathLike)):
+        raise TypeError("X is a single image file: give a list of them, also of one: [X]")
     if is_image_files(X):
         return as_file_list(X)
     if isinstance(X, torch.Tensor):

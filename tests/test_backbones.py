@@ -661,7 +661,10 @@ def test_a_search_over_layer_pool_and_network(small):
     search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(X, y)
     assert len(search.cv_results_["params"]) == 16
     assert search.best_score_ > 0.8
-    assert len(set(search.cv_results_["mean_test_score"])) > 1
+    widths = set()
+    for params in search.cv_results_["params"]:
+        widths.add(clone(model).set_params(**params)[0].fit_transform(X).shape[1])
+    assert len(widths) >= 3
 
 
 def test_a_search_in_several_processes(small):
@@ -1004,3 +1007,14 @@ def test_a_memmap_is_read_batch_by_batch(small, tmp_path):
         start += len(rows)
     assert start == 70
     assert_allclose(out, extractor.transform(X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [([0.5] * 3, [0.25, 0, 0.25]), ([0.5] * 3, [-1.0] * 3), ([np.nan] * 3, [1.0] * 3)],
+    ids=["std 0", "std below 0", "mean NaN"],
+)
+def test_mean_and_std_that_can_not_be(small, mean, std):
+    extractor = ConvFeatureExtractor(Backbone(small, mean=mean, std=std, image_size=12))
+    with pytest.raises(ValueError, match="must be finite, and std above 0"):
+        extractor.fit(colours()[0])

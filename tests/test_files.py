@@ -13,7 +13,7 @@ import pytest
 from joblib import Parallel, delayed
 from PIL import Image, ImageOps, features
 
-from sklconv import _files
+from sklconv import ConvNetClassifier, _files
 from sklconv._files import BadImageError, ImageFiles, as_file_list, is_image_files
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -927,3 +927,9 @@ def test_errors_of_a_reader_are_named():
 
     with pytest.raises(BadImageError, match=r"^a can't be read: the reader raised KeyError: 'pi"):
         read("a", (1, 4, 4), reader=reader)
+
+
+@pytest.mark.parametrize("single", ["a.jpg", b"\xff\xd8", Path("a.jpg")], ids=type)
+def test_a_single_file_is_no_list_of_files(single):
+    with pytest.raises(TypeError, match="give a list"):
+        ConvNetClassifier(image_shape=(3, 8, 8)).fit(single, [0, 1])
