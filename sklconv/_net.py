@@ -84,8 +84,6 @@ class LeanNet(NeuralNetClassifier):
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
         self._reduce_losses(training)
         keep_freed_memory()
-        self._lay_out_weights(training=True)
-        self.optimizer_.zero_grad(set_to_none=True)  # those of what has been frozen since
         self.notify("on_train_begin", **everything)
         try:
             self._train_epochs(training, datasets)
@@ -172,6 +170,8 @@ class LeanNet(NeuralNetClassifier):
         """Train on all batches; what a GPU computes is not waited for before the end."""
         module, data = training.part or self.module_, training.train
         self.module_.train()
+        self.optimizer_.zero_grad(set_to_none=True)  # those of what has been frozen since
+        self._lay_out_weights(training=True)  # each time: callbacks load weights and state
         order = torch.randperm(len(data), generator=training.order)
         targets = data.targets[order.to(data.targets.device)]
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]

@@ -116,7 +116,7 @@ class _Stage:
     """
 
     activation: str | None = None
-    leaves_relu = takes_onednn = feeds_onednn = False
+    leaves_relu = takes_relu = takes_onednn = feeds_onednn = False
 
     def __init__(self, layers):
         self.layers = layers
@@ -168,7 +168,6 @@ class _DenseStage(_Stage):
         self.activation = self.linear.activation
         self.dropouts = [module for _, module in layers if isinstance(module, Dropout)]
         self.kept = round(256 * math.prod(1 - dropout.rate for dropout in self.dropouts))
-        self.takes_relu = False
 
     @classmethod
     def of(cls, named):

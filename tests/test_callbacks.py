@@ -407,6 +407,24 @@ def test_state_that_lies_otherwise_trains_alike():
     assert_array_equal(weights_of(clf.partial_fit(X, y)), weights_of(other.partial_fit(X, y)))
 
 
+class StateLoader(callbacks.Callback):
+    """Loads the optimizer's state, as it lay after training, when training begins."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def on_train_begin(self, net, **kwargs):
+        net.optimizer_.load_state_dict(self.state)
+
+
+def test_state_that_a_callback_loads_trains_on_as_if_it_had_stayed():
+    clf = small(module=TWO_CONVOLUTIONS).fit(X, y)
+    loaded = copy.deepcopy(clf)
+    state = copy.deepcopy(clf.net_.optimizer_.state_dict())
+    loaded.net_.callbacks_ = [("loader", StateLoader(state))]
+    assert_array_equal(weights_of(clf.partial_fit(X, y)), weights_of(loaded.partial_fit(X, y)))
+
+
 def test_hooks_of_the_optimizer_are_called_for_each_batch():
     clf, called = small().fit(X, y), []
     clf.net_.optimizer_.register_step_pre_hook(lambda *_: called.append(1))
