@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ._files import central_region
-from ._modules import as_channels_last
+from ._layouts import as_channels_last
 from ._sklearn import Interval, StrOptions, validate_parameter_constraints
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")

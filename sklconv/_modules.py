@@ -1,6 +1,7 @@
 """Torch modules that networks of declarative layers are made of."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ._devices import autocast
+from ._layouts import OUTPUT, RightLayouts, as_channels_last, convolve
 
 ACTIVATIONS = {
     "relu": F.relu_,
@@ -69,6 +71,7 @@ class ImageNetwork(nn.Module):
         self.body = body
         self.head = head  # name of the layer that is new in a pretrained body
         self.precision = "float32"
+        self.risks = set()  # of its convolutions in channels-last layout
         self._frozen = []
         # Walking through the modules and parameters of a small network takes as long as a
         # layer of it: they are noted once.
@@ -90,6 +93,17 @@ class ImageNetwork(nn.Module):
         if self._trains_head():
             self.body.get_submodule(self.head).requires_grad_(True)
 
+    def settings(self):
+        """Return what `restore` needs: all that is set here but weights."""
+        learnable = [parameter.requires_grad for parameter in self.parameters()]
+        return self.precision, self._frozen, learnable
+
+    def restore(self, settings):
+        """Go back to earlier `settings`."""
+        self.precision, self._frozen, learnable = settings
+        for parameter, learns in zip(self.parameters(), learnable, strict=True):
+            parameter.requires_grad_(learns)
+
     def train(self, mode=True):
         """Set training mode; what is frozen stays in eval mode, its statistics fixed."""
         super().train(mode)
@@ -109,15 +123,29 @@ class ImageNetwork(nn.Module):
 
     def forward(self, x):  # (N, C, H, W) -> the body's output, float32
         x = self.prepared(x)
-        if self.precision == "float32":
+        if self.precision == "float32" and not self.risks:
             return self.body(x)
-        with autocast(x.device, self.precision):
+        with autocast(x.device, self.precision), self.right_layouts():
             return self.body(x).float()
+
+    def right_layouts(self):
+        """Return a context in which convolutions of the body are computed rightly."""
+        if self.chooses_layout or self.device.type != "cpu":
+            return nullcontext()
+        trains = torch.is_grad_enabled()
+        if OUTPUT in self.risks or (trains and (self.risks or self.precision != "float32")):
+            return RightLayouts()
+        return nullcontext()
+
+    @property
+    def chooses_layout(self):
+        """Whether the body takes images in any layout and decides itself."""
+        return getattr(self.body, "chooses_layout", False)
 
     def prepared(self, x):
         """Return ``x`` as the body wants it."""
         x = self.prepare(x)
-        return x if getattr(self.body, "chooses_layout", False) else as_channels_last(x)
+        return x if self.chooses_layout else as_channels_last(x)
 
 
 class Activation(nn.Module):
@@ -167,11 +195,11 @@ class ConvActivation(_Activated, nn.Conv2d):
 
     def linear(self, x):
         if self.padding != "same":
-            return nn.Conv2d.forward(self, x)
+            return convolve(x, self.weight, self.bias, self.stride, self.padding)
         # An even kernel, the odd zero behind: torch does the same, but warns that it copies.
         rows, columns = (size - 1 for size in self.kernel_size)
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(x, self.weight, self.bias)
+        return convolve(x, self.weight, self.bias)
 
     def forward(self, x):
         return self.activate(self.linear(x))
@@ -262,15 +290,6 @@ def _random_bytes(n, generator):
     else:
         words = torch.from_numpy(generator.random_raw(n_words))
     return words.view(torch.uint8)[:n]
-
-
-def as_channels_last(x):
-    """``x`` in channels-last memory layout, which CPU and GPU kernels prefer."""
-    n, c, h, w = x.shape
-    if c == 1 and x.is_contiguous():
-        # Both layouts are one in memory; only the strides tell torch which is meant.
-        return x.as_strided((n, c, h, w), (h * w, 1, w, 1))
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def initialize_weights(weight, bias, kernel_init, generator):

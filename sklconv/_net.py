@@ -232,7 +232,8 @@ class LeanNet(NeuralNetClassifier):
                 parameter.grad = None
             y_pred = module(x)
             loss = self._loss(y_pred, y, weights)
-            loss.backward()
+            with self.module_.right_layouts():  # checkpointed layers run anew
+                loss.backward()
             # Some optimizers evaluate a batch several times: the first counts, as in skorch.
             step.setdefault("y_pred", y_pred)
             step.setdefault("loss", loss)

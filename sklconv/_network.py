@@ -13,6 +13,7 @@ from torch import nn
 
 from . import layers
 from ._backbones import Backbone
+from ._layouts import RightLayouts, risks_of_modules
 from ._modules import ImageNetwork, PreparePixels, initialize_weights
 from ._randomness import generator, mask_generator, seeded_global_states
 from ._stack import LayerStack
@@ -288,9 +289,12 @@ def trace_network(network, image_shape, n_outputs=None):
     # Bytes are in range whatever range other pixels have to be in.
     blank = torch.zeros(2, *image_shape, dtype=torch.uint8, device=network.device)
     try:
-        calls, output = trace_layers(network.eval().body, lambda: network(blank))
+        with RightLayouts() as watched:
+            calls, output = trace_layers(network.eval().body, lambda: network(blank))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"module can't take images of shape {image_shape}: {error}") from error
+    if not network.chooses_layout:
+        network.risks = watched.risks | risks_of_modules(network.body)
     if n_outputs is not None and getattr(output, "shape", None) != (2, n_outputs):
         came = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(

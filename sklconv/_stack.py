@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ._layouts import as_channels_last
 from ._modules import (
     MONOTONE,
     ConvActivation,
     Dropout,
     Flatten,
     LinearActivation,
-    as_channels_last,
     random_mask,
 )
 

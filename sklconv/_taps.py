@@ -165,7 +165,7 @@ def run_taps(network, taps, deepest, x, precision="float32"):
             found = network.body.activations(network.prepare(x), {tap.module for tap in taps})
         return [found[tap.module] for tap in taps]
     hooks = _Hooks(taps, deepest)
-    with hooks.on(network.body), autocast(x.device, precision):
+    with hooks.on(network.body), autocast(x.device, precision), network.right_layouts():
         network.body(network.prepared(x))
     return [hooks.found[tap] for tap in taps]
 
