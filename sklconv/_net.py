@@ -35,6 +35,9 @@ CLASSIFIER_OWNED = {
     "device",
 }
 
+# Parameters of skorch's net that the learning rates follow from.
+RATES = {"lr", "optimizer__lr", "optimizer__param_groups"}
+
 # Small operators take longer to call than to run: hits and losses are looked at together.
 BATCHES_PER_CHECK = 16
 
@@ -149,12 +152,18 @@ class LeanNet(NeuralNetClassifier):
                 f"rate of {self.optimizer_.param_groups[0]['lr']:.3g}: take a smaller lr"
             )
 
-    def set_rates(self, lr, backbone_lr):
-        """Set the learning rates that further training starts from."""
-        head, *others = self.optimizer_.param_groups
-        head["lr"] = lr
-        for group in others:
-            group["lr"] = backbone_lr
+    def set_rates(self, rates):
+        """Set the learning rates of further training to what `learning_rates` returned."""
+        self.__dict__.update(rates)
+        named = self.get_all_learnable_params()
+        (groups,), settings = self.get_params_for_optimizer("optimizer", named)
+        if len(groups) != len(self.optimizer_.param_groups):
+            raise ValueError(
+                "net_params: optimizer__param_groups can't change while partial_fit goes on; "
+                "call fit"
+            )
+        for group, renewed in zip(self.optimizer_.param_groups, groups, strict=True):
+            group["lr"] = renewed.get("lr", settings["lr"])
 
     def _run_epoch(self, training, cuts, lrs):
         started = time.perf_counter()
@@ -322,15 +331,17 @@ class LeanNet(NeuralNetClassifier):
 
     def snapshot(self):
         """Return what `rollback` needs to undo further training."""
-        return copy.deepcopy(
-            (self.module_.state_dict(), self.optimizer_.state_dict(), len(self.history))
-        )
+        states = copy.deepcopy((self.module_.state_dict(), self.optimizer_.state_dict()))
+        rates = {name: value for name, value in vars(self).items() if name in RATES}
+        return *states, self.module_.settings(), rates, len(self.history)
 
     def rollback(self, snapshot):
-        """Go back to the weights, optimizer and history of a `snapshot`."""
-        module, optimizer, n_epochs = snapshot
+        """Go back to the weights, optimizer, settings and history of a `snapshot`."""
+        module, optimizer, settings, rates, n_epochs = snapshot
         self.module_.load_state_dict(module)
+        self.module_.restore(settings)
         self.optimizer_.load_state_dict(optimizer)
+        self.__dict__.update(rates)
         del self.history[n_epochs:]
 
 
@@ -340,8 +351,7 @@ def make_net(
     n_classes,
     optimizer,
     optimizer_params,
-    lr,
-    backbone_lr,
+    rates,
     weight_decay,
     batch_size,
     callbacks,
@@ -355,14 +365,10 @@ def make_net(
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     settings = optimizer_settings(optimizer, weight_decay, device) | (optimizer_params or {})
     net_params.setdefault("criterion", torch.nn.CrossEntropyLoss)
-    if network.head is not None and backbone_lr != lr:
-        # The head's group comes first: its rate is the one that is recorded.
-        net_params.setdefault("optimizer__param_groups", [(f"body.{network.head}.*", {"lr": lr})])
-        lr = backbone_lr
+    net_params |= rates
     net = LeanNet(
         network,
         optimizer=optimizer,
-        lr=lr,
         batch_size=batch_size,
         callbacks=copy.deepcopy(callbacks or []),
         device=device,
@@ -378,6 +384,16 @@ def make_net(
         raise type(error)(
             f"optimizer, optimizer_params, callbacks or net_params: {error}"
         ) from error
+
+
+def learning_rates(network, lr, backbone_lr, net_params):
+    """Return skorch's parameters of the learning rates; those in ``net_params`` come first."""
+    rates = {name: value for name, value in (net_params or {}).items() if name in RATES}
+    if network.head is None:
+        return {"lr": lr, **rates}
+    # The head's group comes first: its rate is the one that is recorded.
+    groups = [(f"body.{network.head}.*", {"lr": lr})]
+    return {"lr": backbone_lr, "optimizer__param_groups": groups, **rates}
 
 
 def _check_net_params(net_params):

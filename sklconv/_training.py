@@ -11,7 +11,7 @@ from ._batches import ImageSet
 from ._devices import check_precision, resolve_device
 from ._images import channel_statistics, on_device
 from ._inference import collect_outputs
-from ._net import ProgressBar, Training, make_net
+from ._net import ProgressBar, Training, learning_rates, make_net
 from ._network import build_network, check_layers, frozen_layers, seeded_draws, trace_network
 from ._optimization import SCHEDULES, auto_batch_size
 from ._randomness import generator
@@ -26,48 +26,61 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
     n_before = 0 if old is None else len(old.history)
     seed = check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max)
     seeds = np.random.SeedSequence([seed, n_before]).generate_state(4)
-    if partial and old is not None:
-        net = old
-        net.set_rates(classifier.lr, classifier.lr * classifier.backbone_lr_scale)
-    else:
-        net = _make_net(classifier, train, old, seeds[0], device)
-    network = net.module_
+    before = old.snapshot() if partial and old is not None else None
+    training = None
+    try:
+        if before is not None:
+            net = old
+            net.set_rates(_rates(classifier, net.module_))
+        else:
+            net = _make_net(classifier, train, old, seeds[0], device)
+        calls = _set_up(classifier, net.module_)
+        training = _training(
+            classifier, net, train, valid, epochs, generator(seeds[1]), device, calls, partial
+        )
+        with seeded_draws(net.module_, seeds[2], users_code=classifier.augment is not None):
+            net.train(training)
+    except BaseException as error:
+        kept = isinstance(error, KeyboardInterrupt) and training and training.n_batches
+        if before is not None and not kept:
+            old.rollback(before)
+        raise
+    finally:
+        if training and training.n_batches:
+            classifier.net_, classifier.n_iter_ = net, training.n_epochs
+            classifier.layer_table_ = as_table(layer_rows(calls))
+
+
+def _set_up(classifier, network):
+    """Freeze what ``classifier`` says, set the precision, and return the network's calls."""
     network.freeze(frozen_layers(network, classifier.freeze))
     network.precision = classifier.precision
     calls, _ = trace_network(network, classifier.image_shape_, len(classifier.classes_))
+    return calls
+
+
+def _training(classifier, net, train, valid, epochs, order, device, calls, partial):
     part = None
     if classifier.freeze == "backbone" and classifier.augment is None:
         # What the backbone puts out stays the same from epoch to epoch.
+        network = net.module_
         part = network.body.get_submodule(network.head)
         train = _before_head(classifier, network, train)
         valid = None if valid is None else _before_head(classifier, network, valid)
     stops = classifier.early_stopping and not partial
-    training = Training(
+    return Training(
         train=_image_set(train, device),
         valid=None if valid is None else _image_set(valid, device),
         part=part,
         epochs=epochs,
         batch_size=_batch_size(classifier, len(train[0])),
-        order=generator(seeds[1]),
+        order=order,
         schedule=None if partial else _schedule(classifier),
         augment=classifier.augment,
         patience=classifier.n_iter_no_change if stops else None,
         tol=classifier.tol,
         report=_announce(classifier.image_shape_, net, calls) if classifier.verbose else None,
     )
-    before = net.snapshot() if net is old else None
-    try:
-        with seeded_draws(net.module_, seeds[2], users_code=classifier.augment is not None):
-            net.train(training)
-    except BaseException as error:
-        kept = isinstance(error, KeyboardInterrupt) and training.n_batches
-        if before is not None and not kept:
-            net.rollback(before)
-        raise
-    finally:
-        if training.n_batches:
-            classifier.net_, classifier.n_iter_ = net, training.n_epochs
-            classifier.layer_table_ = as_table(layer_rows(calls))
 
 
 def _before_head(classifier, network, data):
@@ -94,8 +107,7 @@ def _make_net(classifier, train, old, seed, device):
         n_classes=len(classifier.classes_),
         optimizer=classifier.optimizer,
         optimizer_params=classifier.optimizer_params,
-        lr=classifier.lr,
-        backbone_lr=classifier.lr * classifier.backbone_lr_scale,
+        rates=_rates(classifier, network),
         weight_decay=classifier.weight_decay,
         batch_size=_batch_size(classifier, len(train[0])),
         callbacks=callbacks + [ProgressBar()] if classifier.verbose > 1 else callbacks,
@@ -106,6 +118,11 @@ def _make_net(classifier, train, old, seed, device):
     if old is not None:
         net.history = copy.deepcopy(old.history)
     return net
+
+
+def _rates(classifier, network):
+    backbone_lr = classifier.lr * classifier.backbone_lr_scale
+    return learning_rates(network, classifier.lr, backbone_lr, classifier.net_params)
 
 
 def _build_network(classifier, images, seed):

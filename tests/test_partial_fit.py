@@ -1,0 +1,91 @@
+"""Training that goes on: learning rates, and what a failure leaves behind."""
+
+import numpy as np
+import pytest
+
+from sklconv import Backbone, ConvNetClassifier
+from sklconv.layers import Conv, Dense
+
+LAYERS = [("conv", Conv(3, 3)), ("dense", Dense(4))]
+
+
+@pytest.fixture(scope="module")
+def data():
+    X = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
+    return X, np.arange(40) % 2
+
+
+def rates(clf):
+    return [group["lr"] for group in clf.net_.optimizer_.param_groups]
+
+
+def test_rates_that_users_give_to_groups_stay(data):
+    groups = [("body.conv.*", {"lr": 0.0})]
+    clf = ConvNetClassifier(LAYERS, lr=0.01, net_params={"optimizer__param_groups": groups})
+    clf.partial_fit(*data, classes=[0, 1])
+    weights = clf.module_.body.conv.weight.detach().clone()
+    clf.partial_fit(*data)
+    assert rates(clf) == [0.0, 0.01]
+    assert clf.set_params(lr=0.5).partial_fit(*data) is clf
+    assert rates(clf) == [0.0, 0.5]
+    assert (clf.module_.body.conv.weight == weights).all()
+
+
+def test_rates_of_a_backbone_and_its_head_follow_the_parameters():
+    from torch import nn
+
+    X = np.random.default_rng(0).integers(0, 256, (12, 3, 6, 6), dtype=np.uint8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    clf = ConvNetClassifier(Backbone(net), lr=0.01, backbone_lr_scale=0.1)
+    clf.partial_fit(X, np.arange(12) % 2, classes=[0, 1])
+    assert rates(clf) == pytest.approx([0.01, 0.001])
+    clf.set_params(lr=0.1, backbone_lr_scale=1.0).partial_fit(X, np.arange(12) % 2)
+    assert rates(clf) == pytest.approx([0.1, 0.1])
+
+
+def test_groups_of_rates_cant_change_while_training_goes_on(data):
+    clf = ConvNetClassifier(LAYERS).partial_fit(*data, classes=[0, 1])
+    clf.set_params(net_params={"optimizer__param_groups": [("body.conv.*", {"lr": 0.0})]})
+    with pytest.raises(ValueError, match="param_groups can't change while partial_fit goes on"):
+        clf.partial_fit(*data)
+
+
+def fail(images):
+    raise RuntimeError("no more images")
+
+
+FAILURES = {
+    "a layer that is not there": {"freeze": "nothing"},
+    "augment, with layers frozen": {"freeze": "conv", "augment": fail},
+    "augment, at another rate": {"lr": 0.5, "augment": fail},
+    "a rate that is too high": {"lr": 1e38, "optimizer": "sgd"},
+}
+
+
+@pytest.mark.parametrize("params", FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_failure_leaves_everything_as_it_was(data, params, warm):
+    clf = ConvNetClassifier(LAYERS, lr=0.01, max_epochs=1, warm_start=warm, random_state=0)
+    go_on = clf.fit if warm else clf.partial_fit
+    clf.fit(*data) if warm else clf.partial_fit(*data, classes=[0, 1])
+    before = clf.predict_proba(data[0]), rates(clf), clf.history_, clf.net_.lr
+    attributes = dict(vars(clf))
+    clf.set_params(**params)
+    with pytest.raises((RuntimeError, ValueError)):
+        go_on(*data)
+    after = clf.predict_proba(data[0]), rates(clf), clf.history_, clf.net_.lr
+    np.testing.assert_array_equal(after[0], before[0])
+    assert after[1:] == before[1:]
+    assert all(parameter.requires_grad for parameter in clf.module_.parameters())
+    assert {name for name in vars(clf) if name.endswith("_")} == {
+        name for name in attributes if name.endswith("_")
+    }
+
+
+def test_precision_is_undone_as_well(data):
+    clf = ConvNetClassifier(LAYERS, random_state=0).partial_fit(*data, classes=[0, 1])
+    try:
+        clf.set_params(precision="bfloat16", augment=fail).partial_fit(*data)
+    except (RuntimeError, ValueError):  # the latter on CPUs without instructions for it
+        pass
+    assert clf.module_.precision == "float32"
