@@ -43,6 +43,7 @@ ORDER = [
     "_taps",
     "_files",
     "_images",
+    "_pretrained",
     "_backbones",
     "_network",
     "_inference",
@@ -60,6 +61,7 @@ ORDER = [
 OPTIONAL = {
     "PIL",
     "dask",
+    "efficientnet_lite_pytorch",
     "matplotlib",
     "onnx",
     "pandas",
