@@ -20,8 +20,7 @@ from ._extraction import ExtractionError
 from ._feature_extractor import ConvFeatureExtractor
 from ._modules import ImageNetwork
 from ._network import trace_network
-from ._report import format_layers
-from ._taps import layer_names
+from ._report import format_layers, layer_rows
 
 EXTRACT_EXAMPLES = """\
 examples:
@@ -329,24 +328,9 @@ def list_layers(arguments):
     body = backbone.load()
     prepare = backbone.preparation(body)
     image_shape = (prepare.channels or 3, *backbone.size)
-    calls, _ = trace_network(ImageNetwork(prepare, body).eval(), image_shape)
-    last = {call.name: call for call in calls}
-    # Those that are made of others stand behind these.
-    rows = [
-        {
-            "name": name,
-            "type": type(last[name].module).__name__,
-            "output_shape": tuple(last[name].output.shape[1:]),
-            "n_parameters": count_parameters(last[name].module),
-        }
-        for name in layer_names(calls)
-    ]
-    say(format_layers(rows, image_shape, count_parameters(body)), sys.stdout)
-
-
-def count_parameters(module):
-    """Return the number of a module's parameters, whether or not they are frozen."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    traced = trace_network(ImageNetwork(prepare, body).eval(), image_shape)
+    rows = layer_rows(body, *traced, learnable=False, containers=True)
+    say(format_layers(rows, image_shape, "parameters"), sys.stdout)
 
 
 def count(things, noun):

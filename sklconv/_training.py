@@ -1,10 +1,12 @@
 """From a classifier's parameters and data to its trained net."""
 
 import copy
+import sys
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from tqdm import tqdm
 
 from ._backbones import Backbone
 from ._batches import ImageSet
@@ -15,7 +17,14 @@ from ._net import ProgressBar, Training, make_net
 from ._network import build_network, check_layers, frozen_layers, seeded_draws, trace_network
 from ._optimization import SCHEDULES, auto_batch_size
 from ._randomness import generator
-from ._report import EPOCH_HEADER, as_table, format_epoch, format_layers, layer_rows
+from ._report import (
+    EPOCH_HEADER,
+    as_table,
+    format_epoch,
+    format_layers,
+    layer_rows,
+    stage_rows,
+)
 from ._taps import Tap, run_taps
 
 
@@ -34,7 +43,8 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
     network = net.module_
     network.freeze(frozen_layers(network, classifier.freeze))
     network.precision = classifier.precision
-    calls, _ = trace_network(network, classifier.image_shape_, len(classifier.classes_))
+    calls, output = trace_network(network, classifier.image_shape_, len(classifier.classes_))
+    rows = layer_rows(network.body, calls, output)
     part = None
     if classifier.freeze == "backbone" and classifier.augment is None:
         # What the backbone puts out stays the same from epoch to epoch.
@@ -53,7 +63,7 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
         augment=classifier.augment,
         patience=classifier.n_iter_no_change if stops else None,
         tol=classifier.tol,
-        report=_announce(classifier.image_shape_, net, calls) if classifier.verbose else None,
+        report=_announce(classifier, network, rows, calls) if classifier.verbose else None,
     )
     before = net.snapshot() if net is old else None
     try:
@@ -67,7 +77,7 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
     finally:
         if training.n_batches:
             classifier.net_, classifier.n_iter_ = net, training.n_epochs
-            classifier.layer_table_ = as_table(layer_rows(calls))
+            classifier.layer_table_ = as_table(rows)
 
 
 def _before_head(classifier, network, data):
@@ -88,7 +98,6 @@ def _make_net(classifier, train, old, seed, device):
         network = _build_network(classifier, train[0], seed)
     else:
         network = copy.deepcopy(old.module_)
-    callbacks = list(classifier.callbacks or [])
     net = make_net(
         network,
         n_classes=len(classifier.classes_),
@@ -98,7 +107,7 @@ def _make_net(classifier, train, old, seed, device):
         backbone_lr=classifier.lr * classifier.backbone_lr_scale,
         weight_decay=classifier.weight_decay,
         batch_size=_batch_size(classifier, len(train[0])),
-        callbacks=callbacks + [ProgressBar()] if classifier.verbose > 1 else callbacks,
+        callbacks=[*(classifier.callbacks or []), *_progress_bars(classifier.verbose)],
         net_params=classifier.net_params,
         device=device,
         verbose=int(classifier.verbose > 0),
@@ -106,6 +115,12 @@ def _make_net(classifier, train, old, seed, device):
     if old is not None:
         net.history = copy.deepcopy(old.history)
     return net
+
+
+def _progress_bars(verbose):
+    """Return a bar over the batches in a list, or none where it could not redraw itself."""
+    bar = ProgressBar()
+    return [bar] if verbose > 1 and (sys.stderr.isatty() or bar.in_ipynb()) else []
 
 
 def _build_network(classifier, images, seed):
@@ -134,11 +149,20 @@ def _schedule(classifier):
     return SCHEDULES.get(classifier.lr_schedule)
 
 
-def _announce(image_shape, net, calls):
-    """Print the layer table; return what prints an epoch's line."""
-    print(format_layers(layer_rows(calls), image_shape, net.n_learnable))
+def _announce(classifier, network, rows, calls):
+    """Print the layer table; return what prints an epoch's row."""
+    stages = stage_rows(rows, network.body, calls)
+    print(format_layers(stages, classifier.image_shape_, "learnable parameters"))
+    if len(stages) < len(rows):
+        print(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
     print(EPOCH_HEADER)
-    return lambda row: print(format_epoch(row))
+    return _print_epoch
+
+
+def _print_epoch(row):
+    # A progress bar on the terminal gives way: the row would be glued to it.
+    with tqdm.external_write_mode(nolock=True):
+        print(format_epoch(row))
 
 
 def _image_set(part, device):

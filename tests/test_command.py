@@ -695,7 +695,7 @@ def test_layers(capsys):
     assert lines[2] == ["input", "3×12×12"]
     assert lines[4] == ["1", "Conv2d", "6×10×10", "168"]
     assert lines[-3] == ["5", "Linear", "5", "125"]
-    assert lines[-1] == ["293", "learnable", "parameters"]
+    assert lines[-1] == ["293", "parameters"]
 
 
 def test_layers_lists_all_that_extract_takes(photos, capsys):
@@ -707,8 +707,11 @@ def test_layers_lists_all_that_extract_takes(photos, capsys):
     )
     network = ["nested:make", "--image-size", "12"]
     main(["layers", *network])
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:-2]]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:-2]]
+    names = [row[0] for row in rows]
     assert names == ["0.0", "0.1", "0", "1.0", "1.1", "1"]
+    # Those of a layer's parts are not counted again: the column adds up.
+    assert [row[3:] for row in rows] == [["112"], ["0"], [], ["0"], ["802"], []]
     layers = [argument for name in names for argument in ("--layer", name)]
     assert extract("photos", "--backbone", *network, *layers, "-q") == 0
     written = np.load("features.npz")["names"]
