@@ -2,7 +2,7 @@
 
 from sklconv import Backbone
 
-# The weights were trained on (pixel - 127) / 128.
+# The weights were trained on (pixel - 127) / 128: for the scripts that sklconv is compared with.
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3
 
 
@@ -15,5 +15,5 @@ def make_lite0():
 
 
 def backbone(image_size):
-    """Return the network with its preprocessing, for images that are resized whole."""
-    return Backbone(make_lite0, mean=MEAN, std=STD, image_size=image_size, interpolation="bicubic")
+    """Return the network with its preprocessing, for square images that are resized whole."""
+    return Backbone("efficientnet_lite/efficientnet-lite0", image_size=image_size, crop_pct=1)

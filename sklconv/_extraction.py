@@ -17,7 +17,7 @@ from ._files import FORMATS, import_pillow
 from ._images import CHUNK_BYTES, slices
 
 
-class ExtractionError(Exception):
+class ExtractionError(RuntimeError):
     """What stands in the way of an extraction, in a sentence for the user."""
 
 

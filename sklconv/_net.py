@@ -308,11 +308,6 @@ class LeanNet(NeuralNetClassifier):
             self.history.record("valid_acc", row["valid_accuracy"])
             self.history.record("valid_acc_best", row["valid_accuracy"] > best)
 
-    @property
-    def n_learnable(self):
-        """Number of learnable parameters."""
-        return sum(p.numel() for p in self.module_.parameters() if p.requires_grad)
-
     def history_row(self, position):
         """Return one epoch's records under this package's names."""
         epoch = self.history[position]

@@ -1,26 +1,91 @@
 """What a network looks like and how it trains, as tables."""
 
+import torch
+
 from ._taps import layer_names
 
+# A longer table is printed by stages.
+MAX_ROWS = 40
 
-def layer_rows(calls):
-    """Return one dict a layer: name, type, output shape, learnable parameters.
+# The row of parameters that the network has outside of all its layers.
+NETWORK = "(network)"
 
-    Only layers without layers of their own, in the order in which they run.
+
+def layer_rows(network, calls, output, *, learnable=True, containers=False):
+    """Return one dict a layer: name, type, output shape, number of parameters.
+
+    Layers are all modules with parameters of their own and all without modules inside. Only its
+    own parameters are counted for a layer, and shared ones once: the numbers add up.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    calls, output
+        As `trace_layers` returns them.
+    learnable : bool, default=True
+        Whether frozen parameters are left out.
+    containers : bool, default=False
+        Whether the other modules are listed as well, without a number.
+
+    Returns
+    -------
+    list of dict
+        In the order in which the modules end, then those whose output is unknown (they did not
+        run, or put out something else than a tensor) with None as output shape.
     """
-    last = {call.name: call for call in calls}
-    return [
-        {
-            "name": name,
-            "type": _type_name(last[name].module),
-            "output_shape": tuple(last[name].output.shape[1:]),
-            "n_parameters": sum(
-                p.numel() for p in last[name].module.parameters() if p.requires_grad
-            ),
-        }
-        for name in layer_names(calls)
-        if not any(last[name].module.children())
-    ]
+    modules = dict(network.named_modules()) | {call.name: call.module for call in calls}
+    shapes = {call.name: tuple(call.output.shape[1:]) for call in calls}
+    seen = dict.fromkeys(layer_names(calls))
+    if isinstance(output, torch.Tensor):
+        shapes[""] = tuple(output.shape[1:])
+    rows: list[dict] = []
+    counted: set = set()
+    for name in [*seen, *(name for name in modules if name and name not in seen), ""]:
+        own = set(modules[name].parameters(recurse=False))
+        is_layer = bool(own) or (name in seen and not any(modules[name].children()))
+        if not is_layer and not (containers and name in seen):
+            continue
+        new = {p for p in own - counted if p.requires_grad or not learnable}
+        counted |= new
+        rows.append(
+            {
+                "name": name or NETWORK,
+                "type": _type_name(modules[name]),
+                "output_shape": shapes.get(name),
+                "n_parameters": sum(p.numel() for p in new) if is_layer else None,
+            }
+        )
+    return rows
+
+
+def stage_rows(rows, network, calls):
+    """Return ``rows`` of `layer_rows`, joined to stages if there are more than `MAX_ROWS`.
+
+    A stage is a module with all that is inside: of the levels of names ("layer1", "layer1.0")
+    the deepest one that gives few enough. Where none does, the rows are returned as they are.
+    """
+    if len(rows) <= MAX_ROWS:
+        return rows
+    for level in range(max(row["name"].count(".") for row in rows), 0, -1):
+        stages: dict[str, list] = {}
+        for row in rows:
+            stages.setdefault(".".join(row["name"].split(".")[:level]), []).append(row)
+        if len(stages) <= MAX_ROWS:
+            return [_joined(name, inside, network, calls) for name, inside in stages.items()]
+    return rows
+
+
+def _joined(name, rows, network, calls):
+    if [row["name"] for row in rows] == [name]:
+        return rows[0]
+    # A list of modules does not run itself: what it puts out is what ends last in it.
+    inside = [call for call in calls if f"{call.name}.".startswith(f"{name}.")]
+    return {
+        "name": name,
+        "type": _type_name(network.get_submodule(name)),
+        "output_shape": tuple(inside[-1].output.shape[1:]) if inside else None,
+        "n_parameters": sum(row["n_parameters"] for row in rows),
+    }
 
 
 def as_table(rows):
@@ -32,11 +97,12 @@ def as_table(rows):
     return pd.DataFrame(rows)
 
 
-def format_layers(rows, image_shape, n_parameters):
-    """Return the layer table as text, with the total of learnable parameters."""
+def format_layers(rows, image_shape, counted):
+    """Return the layer table as text; ``counted`` says what the numbers are numbers of."""
     cells = [("input", "", _sizes(image_shape), "")]
     cells += [
-        (r["name"], r["type"], _sizes(r["output_shape"]), f"{r['n_parameters']:,}") for r in rows
+        (row["name"], row["type"], _sizes(row["output_shape"]), _number(row["n_parameters"]))
+        for row in rows
     ]
     header = ("name", "type", "output", "parameters")
     widths = [max(len(row[i]) for row in [header, *cells]) for i in range(4)]
@@ -46,7 +112,8 @@ def format_layers(rows, image_shape, n_parameters):
         for row in [header, *cells]
     ]
     rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:], rule, f"{n_parameters:,} learnable parameters"])
+    total = sum(row["n_parameters"] or 0 for row in rows)
+    return "\n".join([lines[0], rule, *lines[1:], rule, f"{total:,} {counted}"])
 
 
 EPOCH_HEADER = "epoch  train loss  valid loss  valid acc      time"
@@ -77,4 +144,8 @@ def _type_name(module):
 
 
 def _sizes(shape):
-    return "×".join(str(n) for n in shape)
+    return "–" if shape is None else "×".join(str(n) for n in shape)
+
+
+def _number(n):
+    return "" if n is None else f"{n:,}"

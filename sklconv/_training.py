@@ -1,10 +1,12 @@
 """From a classifier's parameters and data to its trained net."""
 
 import copy
+import sys
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
+from tqdm import tqdm
 
 from ._backbones import Backbone
 from ._batches import ImageSet
@@ -15,7 +17,14 @@ from ._net import ProgressBar, Training, learning_rates, make_net
 from ._network import build_network, check_layers, frozen_layers, seeded_draws, trace_network
 from ._optimization import SCHEDULES, auto_batch_size
 from ._randomness import generator
-from ._report import EPOCH_HEADER, as_table, format_epoch, format_layers, layer_rows
+from ._report import (
+    EPOCH_HEADER,
+    as_table,
+    format_epoch,
+    format_layers,
+    layer_rows,
+    stage_rows,
+)
 from ._taps import Tap, run_taps
 
 
@@ -34,9 +43,10 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
             net.set_rates(_rates(classifier, net.module_))
         else:
             net = _make_net(classifier, train, old, seeds[0], device)
-        calls = _set_up(classifier, net.module_)
+        calls, rows = _set_up(classifier, net.module_)
+        report = _announce(classifier, net.module_, rows, calls) if classifier.verbose else None
         training = _training(
-            classifier, net, train, valid, epochs, generator(seeds[1]), device, calls, partial
+            classifier, net, train, valid, epochs, generator(seeds[1]), device, report, partial
         )
         with seeded_draws(net.module_, seeds[2], users_code=classifier.augment is not None):
             net.train(training)
@@ -48,18 +58,18 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
     finally:
         if training and training.n_batches:
             classifier.net_, classifier.n_iter_ = net, training.n_epochs
-            classifier.layer_table_ = as_table(layer_rows(calls))
+            classifier.layer_table_ = as_table(rows)
 
 
 def _set_up(classifier, network):
-    """Freeze what ``classifier`` says, set the precision, and return the network's calls."""
+    """Freeze what ``classifier`` says, set its precision; return the layers' calls and table."""
     network.freeze(frozen_layers(network, classifier.freeze))
     network.precision = classifier.precision
-    calls, _ = trace_network(network, classifier.image_shape_, len(classifier.classes_))
-    return calls
+    calls, output = trace_network(network, classifier.image_shape_, len(classifier.classes_))
+    return calls, layer_rows(network.body, calls, output)
 
 
-def _training(classifier, net, train, valid, epochs, order, device, calls, partial):
+def _training(classifier, net, train, valid, epochs, order, device, report, partial):
     part = None
     if classifier.freeze == "backbone" and classifier.augment is None:
         # What the backbone puts out stays the same from epoch to epoch.
@@ -79,7 +89,7 @@ def _training(classifier, net, train, valid, epochs, order, device, calls, parti
         augment=classifier.augment,
         patience=classifier.n_iter_no_change if stops else None,
         tol=classifier.tol,
-        report=_announce(classifier.image_shape_, net, calls) if classifier.verbose else None,
+        report=report,
     )
 
 
@@ -101,7 +111,6 @@ def _make_net(classifier, train, old, seed, device):
         network = _build_network(classifier, train[0], seed)
     else:
         network = copy.deepcopy(old.module_)
-    callbacks = list(classifier.callbacks or [])
     net = make_net(
         network,
         n_classes=len(classifier.classes_),
@@ -110,7 +119,7 @@ def _make_net(classifier, train, old, seed, device):
         rates=_rates(classifier, network),
         weight_decay=classifier.weight_decay,
         batch_size=_batch_size(classifier, len(train[0])),
-        callbacks=callbacks + [ProgressBar()] if classifier.verbose > 1 else callbacks,
+        callbacks=[*(classifier.callbacks or []), *_progress_bars(classifier.verbose)],
         net_params=classifier.net_params,
         device=device,
         verbose=int(classifier.verbose > 0),
@@ -123,6 +132,12 @@ def _make_net(classifier, train, old, seed, device):
 def _rates(classifier, network):
     backbone_lr = classifier.lr * classifier.backbone_lr_scale
     return learning_rates(network, classifier.lr, backbone_lr, classifier.net_params)
+
+
+def _progress_bars(verbose):
+    """Return a bar over the batches in a list, or none where it could not redraw itself."""
+    bar = ProgressBar()
+    return [bar] if verbose > 1 and (sys.stderr.isatty() or bar.in_ipynb()) else []
 
 
 def _build_network(classifier, images, seed):
@@ -151,11 +166,20 @@ def _schedule(classifier):
     return SCHEDULES.get(classifier.lr_schedule)
 
 
-def _announce(image_shape, net, calls):
-    """Print the layer table; return what prints an epoch's line."""
-    print(format_layers(layer_rows(calls), image_shape, net.n_learnable))
+def _announce(classifier, network, rows, calls):
+    """Print the layer table; return what prints an epoch's row."""
+    stages = stage_rows(rows, network.body, calls)
+    print(format_layers(stages, classifier.image_shape_, "learnable parameters"))
+    if len(stages) < len(rows):
+        print(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
     print(EPOCH_HEADER)
-    return lambda row: print(format_epoch(row))
+    return _print_epoch
+
+
+def _print_epoch(row):
+    # A progress bar on the terminal gives way: the row would be glued to it.
+    with tqdm.external_write_mode(nolock=True):
+        print(format_epoch(row))
 
 
 def _image_set(part, device):

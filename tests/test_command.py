@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 import sklconv
-from sklconv import Backbone, ConvFeatureExtractor, __main__, _extraction
+from sklconv import Backbone, ConvFeatureExtractor, __main__, _command, _extraction
 from sklconv.__main__ import main
 
 NETS = '''
@@ -191,32 +192,54 @@ def test_mean_and_std_and_weights_reach_the_backbone(photos):
     np.testing.assert_array_equal(np.load("features.npz")["features"], expected)
 
 
+def printed_code(capsys):
+    """What the command has printed before its lines of Python, and these lines."""
+    said, mark, code = capsys.readouterr().out.partition("next, in Python:\n\n")
+    assert mark
+    assert max(map(len, code.splitlines())) < 80
+    return said.splitlines(), code
+
+
+@pytest.mark.parametrize("has_bad", [False, True])
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
-def test_next_step_runs(photos, suffix, capsys):
-    Path("photos/cat/03.png").write_bytes(b"no image")
+def test_next_step_runs_as_printed(photos, suffix, has_bad, capsys):
+    Path("photos/cat").rename("photos/NA")  # a missing value, if pandas reads text as it likes
     output = f"it's {suffix}"
+    if has_bad:
+        Path("photos/NA/03.png").write_bytes(b"no image")
     assert extract("photos", *OPTIONS, output=output) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3
-    assert said[0] == f"{output}: 22 photos, 24 features, 2 classes"
-    assert said[2] == f"not read: 1 photo, listed in {output}.bad.csv; their rows are NaN"
-    exec(said[1].removeprefix("next, in Python: "), {})
+    said, code = printed_code(capsys)
+    bad = f"1 photo, listed in {output}.bad.csv; their rows are NaN"
+    assert said == [
+        f"{output}: 22 photos, 24 features, 2 classes",
+        f"not read: {bad if has_bad else 'none, all photos are good'}",
+    ]
+    found: dict = {}
+    exec(code, found)
+    assert found["X"].shape == (22 - has_bad, 24)
+    assert sorted(set(found["y"])) == ["NA", "dog"]
     assert len(capsys.readouterr().out.strip("[]\n").split()) == 5
 
 
-@pytest.mark.parametrize("given", ["single files", "a class of few"])
-def test_next_step_without_classes_that_can_be_told_apart(photos, given, capsys):
-    for path in photos[4:10]:
+@pytest.mark.parametrize("has_bad", [False, True])
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".parquet"])
+@pytest.mark.parametrize("given", ["single files", "a class of few good ones"])
+def test_next_step_where_there_is_nothing_to_score(photos, given, suffix, has_bad, capsys):
+    for path in photos[4 + has_bad : 10]:
         os.remove(path)
-    del photos[4:10]
-    assert extract(*(photos if given == "single files" else ["photos"]), *OPTIONS) == 0
-    said = capsys.readouterr().out.splitlines()
-    n_classes = 0 if given == "single files" else 2
-    assert said[0].endswith(f"16 photos, 24 features, {n_classes} classes")
-    assert said[2] == "not read: none, no photo is bad"
+    if has_bad:
+        Path(photos[3]).write_bytes(b"no image")
+    del photos[4 + has_bad : 10]
+    places = photos if given == "single files" else ["photos"]
+    assert extract(*places, *OPTIONS, output=f"features{suffix}") == 0
+    said, code = printed_code(capsys)
+    n_photos, n_classes = 16 + has_bad, 0 if given == "single files" else 2
+    assert said[0].endswith(f"{n_photos} photos, 24 features, {n_classes} classes")
     found: dict = {}
-    exec(said[1].removeprefix("next, in Python: "), found)
+    exec(code, found)
     assert found["X"].shape == (16, 24)
+    assert len(found["y"]) == 16
+    assert capsys.readouterr().out == ""
 
 
 def test_quiet(photos, capsys):
@@ -232,7 +255,36 @@ def test_progress_bar_on_a_terminal(photos, capsys, monkeypatch, quiet):
     assert bool(re.search(r"22/22 \[\d\d:\d\d<\d\d:\d\d, .* images/s\]", shown)) == (not quiet)
 
 
-def test_no_progress_bar_elsewhere(photos, capsys):
+def test_a_few_lines_of_progress_elsewhere(photos, capsys, monkeypatch):
+    monkeypatch.setattr(_command, "PHOTOS_BETWEEN_LINES", 5)
+    extract("photos", *OPTIONS)
+    lines = ["8 of 22 photos", "12 of 22 photos", "16 of 22 photos", "20 of 22 photos"]
+    assert capsys.readouterr().err.splitlines() == ["22 photos, 2 classes", *lines]
+    extract("photos", *OPTIONS, "--quiet")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("n_photos", "expected"),
+    [
+        (32, []),
+        (99, []),
+        (350, [128, 224, 320]),
+        (64_000, range(6400, 64_000, 6400)),
+        (1_000_001, [100_000, 200_000, 300_000, 400_000, 500_000, 600_000, 700_000, 800_000,
+                     900_000, 1_000_000]),
+    ],
+)  # fmt: skip
+def test_how_often_there_is_a_line(n_photos, expected, capsys):
+    ends = [*range(32, n_photos, 32), n_photos]
+    for before, done in pairwise([0, *ends]):
+        _command._say_progress(before, done, n_photos)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{n_done:,} of {n_photos:,} photos" for n_done in expected
+    ]
+
+
+def test_no_lines_of_progress_for_few_photos(photos, capsys):
     extract("photos", *OPTIONS)
     assert capsys.readouterr().err == "22 photos, 2 classes\n"
 
@@ -375,7 +427,7 @@ def test_nothing_is_written_if_all_are_bad(folder, capsys):
     Path("photos").mkdir()
     Path("photos/1.jpg").write_text("a letter")
     assert extract("photos", *OPTIONS) == 2
-    assert "none of the photos could be read; nothing is written" in capsys.readouterr().err
+    assert "none of the photos could be read; nothing was written" in capsys.readouterr().err
     assert leftovers() == []
 
 
@@ -383,7 +435,9 @@ def test_stops_at_a_bad_photo_if_told_to_and_goes_on_if_not(photos, bad_photos, 
     assert extract("photos", *OPTIONS, "--on-bad-image", "raise") == 2
     (error,) = capsys.readouterr().err.splitlines()[1:]
     assert error.startswith(f"sklconv: error: {bad_photos[0]} can't be read: ")
-    assert error.endswith("are kept in features.npz.partial: the same command goes on from there")
+    assert error.endswith(
+        "are kept in features.npz.partial: the same command continues from there"
+    )
     assert extract("photos", *OPTIONS) == 0
     assert n_computed() == 22
 
@@ -410,7 +464,7 @@ def test_killed_and_resumed(photos, bad_photos, capsys):
 
     resumed = in_a_process("extract", "photos", *OPTIONS, "-o", "features.npz")
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on behind 12 photos of the run before" in resumed.stderr
+    assert "resuming after 12 photos" in resumed.stderr
     assert n_computed() == 22
     assert Path("features.npz").read_bytes() == undisturbed
     assert len(pd.read_csv("features.npz.bad.csv")) == 3
@@ -427,7 +481,7 @@ def test_interrupted_and_resumed(photos, monkeypatch, capsys):
     interrupt(monkeypatch)
     assert capsys.readouterr().err.splitlines()[-1] == (
         "sklconv: interrupted; 12 of 22 photos are kept in features.npz.partial: the same command "
-        "goes on from there"
+        "continues from there"
     )
     assert leftovers() == ["features.npz.partial"]
     assert extract("photos", *OPTIONS) == 0
@@ -507,12 +561,12 @@ def keep_photos(path):
         (keep_photos, ["--mean", "0.1", "--std", "1"], "the weights"),
     ],
 )
-def test_starts_afresh_if_anything_changed(photos, change, options, names, monkeypatch, capsys):
+def test_starts_over_if_anything_changed(photos, change, options, names, monkeypatch, capsys):
     interrupt(monkeypatch)
     Path("computed").write_text("")
     change("photos")
     assert extract("photos", *OPTIONS, *options) == 0
-    said = f"sklconv: starting afresh, for since the run before changed: {names}\n"
+    said = f"sklconv: starting over: changed since the last run: {names}\n"
     assert said in capsys.readouterr().err
     assert n_computed() == len(np.load("features.npz")["paths"])
     resumed = Path("features.npz").read_bytes()
@@ -571,7 +625,7 @@ def test_disk_full_while_the_output_is_written(photos, suffix, limit_files, caps
     limit_files(10**9)
     assert capsys.readouterr().err.splitlines()[1:] == [
         f"sklconv: error: {output}: can't be written: file too large; 22 of 22 photos are kept "
-        f"in {output}.partial: the same command goes on from there"
+        f"in {output}.partial: the same command continues from there"
     ]
     assert Path(output).read_text() == "of an earlier run"
     assert not Path(f"{output}.partial", "output").exists()
@@ -695,7 +749,7 @@ def test_layers(capsys):
     assert lines[2] == ["input", "3×12×12"]
     assert lines[4] == ["1", "Conv2d", "6×10×10", "168"]
     assert lines[-3] == ["5", "Linear", "5", "125"]
-    assert lines[-1] == ["293", "learnable", "parameters"]
+    assert lines[-1] == ["293", "parameters"]
 
 
 def test_layers_lists_all_that_extract_takes(photos, capsys):
@@ -707,8 +761,11 @@ def test_layers_lists_all_that_extract_takes(photos, capsys):
     )
     network = ["nested:make", "--image-size", "12"]
     main(["layers", *network])
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:-2]]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:-2]]
+    names = [row[0] for row in rows]
     assert names == ["0.0", "0.1", "0", "1.0", "1.1", "1"]
+    # Those of a layer's parts are not counted again: the column adds up.
+    assert [row[3:] for row in rows] == [["112"], ["0"], [], ["0"], ["802"], []]
     layers = [argument for name in names for argument in ("--layer", name)]
     assert extract("photos", "--backbone", *network, *layers, "-q") == 0
     written = np.load("features.npz")["names"]

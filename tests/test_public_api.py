@@ -3,7 +3,10 @@
 import ast
 import importlib
 import inspect
+import os
+import pickle
 import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
@@ -43,6 +46,7 @@ ORDER = [
     "_taps",
     "_files",
     "_images",
+    "_pretrained",
     "_backbones",
     "_network",
     "_inference",
@@ -60,6 +64,7 @@ ORDER = [
 OPTIONAL = {
     "PIL",
     "dask",
+    "efficientnet_lite_pytorch",
     "matplotlib",
     "onnx",
     "pandas",
@@ -293,16 +298,127 @@ def test_optional_packages_are_not_imported_at_the_top(module):
     assert not top & OPTIONAL
 
 
-def test_importing_the_package_loads_no_optional_package():
+def run_python(*arguments):
+    """Run this package, and not another one that is installed, in a new process."""
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": path.strip(os.pathsep)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_public_names_load_no_optional_package():
     # scikit-learn itself loads pandas where it is installed.
     code = (
         "import sys, sklearn, skorch, torch; before = set(sys.modules)\n"
-        "import sklconv, sklconv.datasets\n"
+        "from sklconv import *\n"
+        "assert ConvNetClassifier\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    command = [sys.executable, "-W", "error", "-c", code]  # an import that warns fails
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_python("-W", "error", "-c", code)  # an import that warns fails
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert "sklconv" in loaded
     assert not loaded & OPTIONAL
+
+
+# Lazy imports: what takes seconds to load is loaded when it is used -----------------------------
+
+SLOW = {"joblib", "numpy", "scipy", "skorch", "sklearn", "torch", "tqdm"}
+
+
+def imported(*arguments):
+    """The exit code of a new process, and the packages that it has imported."""
+    result = run_python("-X", "importtime", *arguments)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
+    assert lines
+    names = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    return result.returncode, names
+
+
+def test_importing_the_package_loads_nothing_slow():
+    code, names = imported("-c", "import sklconv; sklconv.__version__; dir(sklconv)")
+    assert code == 0
+    assert "sklconv" in names
+    assert not names & SLOW
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code"),
+    [
+        (["--help"], 0),
+        (["extract", "--help"], 0),
+        (["layers", "--help"], 0),
+        (["--version"], 0),
+        ([], 2),
+        (["extract", "photos", "--nonsense"], 2),
+    ],
+)
+def test_help_and_usage_errors_load_nothing_slow(arguments, exit_code):
+    code, names = imported("-m", "sklconv", *arguments)
+    assert code == exit_code
+    assert "argparse" in names
+    assert not names & SLOW
+
+
+def test_the_package_tells_its_names():
+    assert set(dir(sklconv)) == {*sklconv.__all__, "__version__"}
+    found: dict = {}
+    exec("from sklconv import *", found)
+    assert set(sklconv.__all__) <= set(found)
+    text = pydoc.plain(pydoc.render_doc(sklconv))
+    for name in ("class ConvNetClassifier", "class Backbone", "layers", "datasets"):
+        assert name in text
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(AttributeError, match="module 'sklconv' has no attribute 'ConvNet'"):
+        sklconv.ConvNet  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'ConvNet'"):
+        exec("from sklconv import ConvNet")
+
+
+@pytest.mark.parametrize("name", sklconv.__all__)
+def test_names_are_what_type_checkers_take_them_for(name):
+    """What is imported for type checkers alone is what comes when the name is used."""
+    (block,) = (
+        node
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    sources = {alias.name: node.module for node in block.body for alias in node.names}
+    assert set(sources) == set(sklconv.__all__)
+    home = "sklconv" if sources[name] is None else f"sklconv.{sources[name]}"
+    expected = getattr(importlib.import_module(home), name)
+    assert getattr(sklconv, name) is expected
+    if inspect.isclass(expected):
+        assert pickle.loads(pickle.dumps(expected)) is expected
+
+
+def docstrings_with_examples(module):
+    name = f"sklconv.{module}"
+    parents = [(name, parse(module))]
+    for path, node in parents:
+        if ">>>" in (ast.get_docstring(node) or ""):
+            yield path
+        parents += [
+            (f"{path}.{child.name}", child)
+            for child in node.body
+            if isinstance(child, (ast.ClassDef, ast.FunctionDef))
+        ]
+
+
+def test_all_examples_in_docstrings_are_collected():
+    result = run_python(
+        "-m",
+        "pytest",
+        *("-c", os.devnull, "-p", "no:cacheprovider"),
+        *("--doctest-modules", "--collect-only", "-q", str(PACKAGE)),
+    )
+    collected = re.findall(r"^\S+::(\S+)$", result.stdout, re.MULTILINE)
+    expected = [name for module in MODULES for name in docstrings_with_examples(module)]
+    assert len(expected) >= 15
+    assert sorted(collected) == sorted(expected)
