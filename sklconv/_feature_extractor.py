@@ -18,7 +18,7 @@ from ._files import ImageFiles
 from ._images import ImageFormat, check_image_shape, check_images
 from ._inference import collect_outputs, iterate_outputs, read_images
 from ._modules import ImageNetwork, PreparePixels
-from ._network import trace_network
+from ._network import N_TRACED, trace_network
 from ._randomness import seeded_global_states
 from ._sklearn import (
     Interval,
@@ -354,23 +354,33 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         activations = [tapped_activation(tap, calls, output) for tap in self._taps]
         self._tap_shapes = [tuple(activation.shape[1:]) for activation in activations]
         self._tap_widths = [
-            self._pooled(tap.name, activation).shape[1]
+            self._pooled(tap.name, activation, N_TRACED).shape[1]
             for tap, activation in zip(self._taps, activations, strict=True)
         ]
+        if not self.module_.chooses_layout:
+            self._check_rows()
+
+    def _check_rows(self):
+        """Raise if only for the number of traced images there is a row an image."""
+        shape = (N_TRACED + 1, *self.image_shape_)
+        with torch.no_grad():
+            self._features(torch.zeros(shape, dtype=torch.uint8, device=self.module_.device))
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
         network = self.module_
         precision = self.precision or network.precision
         activations = run_taps(network, self._taps, self._deepest, x, precision)
         features = [
-            self._pooled(tap.name, activation)
+            self._pooled(tap.name, activation, len(x))
             for tap, activation in zip(self._taps, activations, strict=True)
         ]
         return features[0] if len(features) == 1 else torch.cat(features, dim=1)
 
-    def _pooled(self, name, activation):
-        """One vector an image."""
-        n, ndim = len(activation), activation.ndim
+    def _pooled(self, name, activation, n):
+        """One vector for each of ``n`` images."""
+        if not isinstance(activation, torch.Tensor):
+            raise ValueError(f"layer {name!r} puts out {type(activation).__name__}, not a tensor")
+        ndim = activation.ndim
         if callable(self.pool):
             features = self.pool(activation)
             if not isinstance(features, torch.Tensor) or features.shape[:-1] != (n,):
@@ -380,6 +390,12 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
                     f"{name!r}; it must return a tensor of shape ({n}, n_features)"
                 )
             return features
+        if activation.shape[:1] != (n,):
+            raise ValueError(
+                f"layer {name!r} puts out {tuple(activation.shape)} for {n} images, which is not "
+                "one row an image. Tap another layer, or give a callable as pool: it gets the "
+                f"activation whole and returns a tensor of shape ({n}, n_features)"
+            )
         if ndim == 2:
             return activation
         if ndim not in (3, 4):

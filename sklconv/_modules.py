@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ._devices import autocast
 from ._layouts import OUTPUT, RightLayouts, as_channels_last, convolve
+from ._passes import state_without_hooks
 
 ACTIVATIONS = {
     "relu": F.relu_,
@@ -77,6 +78,9 @@ class ImageNetwork(nn.Module):
         # layer of it: they are noted once.
         self._parts = list(body.modules())
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    def __getstate__(self):
+        return state_without_hooks(self)
 
     @property
     def device(self):

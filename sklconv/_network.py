@@ -19,6 +19,9 @@ from ._randomness import generator, mask_generator, seeded_global_states
 from ._stack import LayerStack
 from ._taps import trace_layers
 
+# Blank images that a network is tried with.
+N_TRACED = 2
+
 
 def auto_layers():
     """The layers of ``module="auto"``: a small CNN that any image from 1×1 up can bear."""
@@ -287,7 +290,7 @@ def trace_network(network, image_shape, n_outputs=None):
     Raises unless it takes images of this shape and puts out ``n_outputs`` columns.
     """
     # Bytes are in range whatever range other pixels have to be in.
-    blank = torch.zeros(2, *image_shape, dtype=torch.uint8, device=network.device)
+    blank = torch.zeros(N_TRACED, *image_shape, dtype=torch.uint8, device=network.device)
     try:
         with RightLayouts() as watched:
             calls, output = trace_layers(network.eval().body, lambda: network(blank))
@@ -295,10 +298,10 @@ def trace_network(network, image_shape, n_outputs=None):
         raise ValueError(f"module can't take images of shape {image_shape}: {error}") from error
     if not network.chooses_layout:
         network.risks = watched.risks | risks_of_modules(network.body)
-    if n_outputs is not None and getattr(output, "shape", None) != (2, n_outputs):
+    if n_outputs is not None and getattr(output, "shape", None) != (N_TRACED, n_outputs):
         came = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(
-            f"module puts out {came} for 2 images, but y has {n_outputs} classes: its output "
-            f"must have shape (2, {n_outputs}), one column a class"
+            f"module puts out {came} for {N_TRACED} images, but y has {n_outputs} classes: its "
+            f"output must have shape ({N_TRACED}, {n_outputs}), one column a class"
         )
     return calls, output

@@ -2,15 +2,16 @@
 
 import difflib
 import fnmatch
-import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 
 import torch
 from torch import nn
 
 from ._devices import autocast
+from ._passes import pass_hooks
 from ._stack import LayerStack
 
 
@@ -43,29 +44,22 @@ def trace_layers(body, run):
     ``run`` is a function without arguments that makes the pass. Layers that put out anything
     but a tensor are left out.
     """
-    calls, handles = [], []
-    thread = threading.get_ident()
+    calls: list[LayerCall] = []
 
-    def record(name):
-        def hook(module, inputs, output):
-            # Another thread's pass through the same module is none of this one's business.
-            if isinstance(output, torch.Tensor) and threading.get_ident() == thread:
-                first = inputs[0] if inputs else None
-                versions = _version(first), _version(output)
-                calls.append(LayerCall(name, module, first, output, *versions))
+    def record(name, module, inputs, output):
+        if isinstance(output, torch.Tensor):
+            first = inputs[0] if inputs else None
+            versions = _version(first), _version(output)
+            calls.append(LayerCall(name, module, first, output, *versions))
 
-        return hook
-
-    try:
-        for name, module in body.named_modules():
-            if name:
-                handles.append(module.register_forward_hook(record(name)))
-        # Out of a caller's inference mode, in which tensors do not count writes into them.
-        with torch.inference_mode(False), torch.no_grad():
-            output = run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    listeners = [
+        (module.register_forward_hook, partial(record, name))
+        for name, module in body.named_modules()
+        if name
+    ]
+    # Out of a caller's inference mode, in which tensors do not count writes into them.
+    with pass_hooks(listeners), torch.inference_mode(False), torch.no_grad():
+        output = run()
     return calls, output
 
 
@@ -177,34 +171,19 @@ class _Hooks:
         self.taps, self.deepest = taps, deepest
         self.found: dict[Tap, torch.Tensor] = {}
         self.calls = dict.fromkeys(taps, 0)
-        self.thread = threading.get_ident()
 
     @contextmanager
     def on(self, body):
-        handles = []
-        try:
-            for tap in self.taps:
-                module = body.get_submodule(tap.module)
-                hook = self._hook(tap)
-                handles.append(
-                    module.register_forward_pre_hook(hook)
-                    if tap.of_input
-                    else module.register_forward_hook(hook)
-                )
+        with suppress(_Done), pass_hooks([self._listener(body, tap) for tap in self.taps]):
             yield
-        except _Done:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _hook(self, tap):
-        def hook(module, inputs, output=None):
-            # Another thread's pass through the same module is none of this one's business.
-            if threading.get_ident() == self.thread:
-                self._capture(tap, inputs[0] if tap.of_input else output)
-
-        return hook
+    def _listener(self, body, tap):
+        module = body.get_submodule(tap.module)
+        if tap.of_input:
+            return module.register_forward_pre_hook, (
+                lambda _, inputs, __: self._capture(tap, inputs[0])
+            )
+        return module.register_forward_hook, lambda _, __, output: self._capture(tap, output)
 
     def _capture(self, tap, activation):
         self.calls[tap] += 1
