@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 from torch.nn import functional as F
 
+from ._digests import Undigestible, network_digest
 from ._files import central_region
 from ._layouts import as_channels_last
 from ._pretrained import create_network, known_preprocessing
@@ -293,10 +294,12 @@ _copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _shared_copy(module, weights, device):
-    """Return a copy of ``module``, the same one as long as its weights are the same."""
+    """Return a copy of ``module``, the same one as long as ``module`` stays the same."""
     file = None if weights in ("pretrained", None) else _stamp(weights)
-    tensors = [*module.parameters(), *module.buffers()]
-    stamp = (weights, file, device, [tensor._version for tensor in tensors])
+    try:
+        stamp = (weights, file, device, network_digest(module))
+    except Undigestible:
+        return _prepared(copy.deepcopy(module), weights, device)
     known = _copies.get(module)
     if known is None or known[0] != stamp:
         _copies[module] = known = (stamp, _prepared(copy.deepcopy(module), weights, device))
