@@ -296,7 +296,7 @@ def test_bad_sample_weights(weights, words, fitted):
     [
         bad("negative", {"a": -1}, ["class_weight", "negative"]),
         bad("all zero", {"a": 0, "b": 0, "c": 0}, ["class_weight", "zero"]),
-        bad("other classes", {"d": 2}, ["class_weight"]),
+        bad("no class", {"a": 2, "d": 2}, ["class_weight", "['d']", "['a', 'b', 'c']"]),
     ],
 )
 def test_bad_class_weights(class_weight, words, fitted):
