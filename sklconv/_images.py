@@ -272,10 +272,12 @@ def as_tensor(batch, device=None, estimator_name=None):
     if batch.dtype not in (np.uint8, np.float32):
         with np.errstate(over="ignore"):  # what is too large for float32 is an error below
             batch = batch.astype(np.float32)
-    elif not batch.flags.writeable or min(batch.strides) < 0:
-        # torch takes neither arrays that it must not write to nor reversed ones.
-        batch = batch.copy()
-    tensor = torch.from_numpy(batch)
+    elif not (batch.flags.writeable and batch.flags.aligned):
+        batch = batch.copy()  # torch would write to it, and read it as if it were aligned
+    try:
+        tensor = torch.from_numpy(batch)
+    except ValueError:  # reversed axes, or a field of packed records: distances of any length
+        tensor = torch.from_numpy(batch.copy())
     checked = estimator_name is not None and batch.dtype == np.float32
     # The sum of all is finite where each is; else each is looked at, for the error.
     if checked and not math.isfinite(tensor.sum()):
@@ -354,7 +356,8 @@ def channel_statistics(images):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
         rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
-        block = torch.from_numpy(np.require(rows, dtype, ["C", "W"])).to(torch.float64)
+        values = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
+        block = torch.from_numpy(values).to(torch.float64).view(rows.shape)
         for channel in range(channels):
             values = block[:, channel].reshape(-1)
             values = values if exact else values - origin[channel]

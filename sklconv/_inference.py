@@ -104,7 +104,8 @@ def _evaluate(network, batch, run):
         missing = max(PADDED_ROWS - n, 0)
     with torch.inference_mode():
         if missing:
-            batch = torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))])
+            # With an image, for zeros may be no pixels: a backbone's range can exclude them.
+            batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
         pieces = batch.split(_piece_size(network, batch))
         output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
         if missing:

@@ -521,6 +521,17 @@ def test_value_range_says_what_pixels_span(small, value_range, scale):
     assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_a_value_range_without_zero_on_images_so_small_that_they_are_padded(n):
+    X = np.random.default_rng(0).uniform(10, 20, (n, 3, 4, 4)).astype(np.float32)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())
+    backbone = Backbone(network, value_range=(10, 20), **HALVES)
+    with torch.no_grad():
+        expected = network(((torch.from_numpy(X) - 10) / 10 - 0.5) / 0.25)
+    came = features_of(backbone, X, layer=-1, data_format="channels_first")
+    assert_allclose(came, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("wrong", [255.0, -0.5, 1.001])
 def test_values_outside_of_the_range_are_an_error(small, wrong):
     X = np.full((2, 3, 9, 9), 0.5, np.float32)

@@ -168,6 +168,13 @@ def locked(X):
     return X
 
 
+def field(X):
+    """X as a field of packed records, whose values lie at any address."""
+    records = np.zeros(len(X), [("label", "u1"), ("image", X.dtype, X.shape[1:])])
+    records["image"] = X
+    return records["image"]
+
+
 # Each takes uint8 images (n, C, H, W) and a folder.
 FORMS = {
     "(n, C, H, W)": lambda X, _: X,
@@ -200,6 +207,9 @@ FORMS = {
         ..., ::-1, :
     ],
     "every second": lambda X, _: np.repeat(X, 2, axis=0)[::2],
+    "field of records": lambda X, _: field(X),
+    "field of floats": lambda X, _: field(X.astype(np.float32)),
+    "flat field of float64": lambda X, _: field(flat(X).astype(np.float64)),
     "object": lambda X, _: X.astype(object),
     "big-endian float64": lambda X, _: X.astype(">f8"),
     "big-endian float32": lambda X, _: X.astype(">f4"),
@@ -532,6 +542,15 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(_images, "CACHE_BYTES", 2**14)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_records_of_a_packed_field(n):
+    X = pixels(20, 3, 6, 5, dtype=np.float32)
+    clf = fit(X)
+    for start in range(4):  # some of them lie at aligned addresses
+        came = clf.decision_function(field(X)[start : start + n])
+        np.testing.assert_array_equal(came, clf.decision_function(X[start : start + n]))
+
+
 def allocated(call):
     """The most bytes that numpy and Python held at once during ``call``."""
     call()  # once beforehand, for what is imported and cached at the first call
@@ -543,7 +562,13 @@ def allocated(call):
         tracemalloc.stop()
 
 
+def packed_records(n):
+    """Records of float32 images of 32×32 pixels behind a label each."""
+    return np.zeros(n, [("label", "u1"), ("image", "f4", (32, 32))])
+
+
 FILES = {
+    "records": lambda: packed_records(2000),
     "uint8": lambda: pixels(8000, 32, 32),
     "float32": lambda: pixels(2000, 32, 32, dtype=np.float32),
     "float64 F order": lambda: np.asfortranarray(pixels(1000, 32, 32, dtype=np.float64)),
@@ -554,7 +579,8 @@ FILES = {
 
 @pytest.fixture(params=FILES)
 def file(request, tmp_path):
-    return memmap(FILES[request.param](), tmp_path)
+    file = memmap(FILES[request.param](), tmp_path)
+    return file if file.dtype.names is None else file["image"]
 
 
 @pytest.mark.parametrize(
@@ -665,6 +691,7 @@ def test_channel_statistics_do_not_depend_on_memory_layout(dtype, small_chunks):
         "channels last": np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
         "reversed": np.ascontiguousarray(images[::-1, :, ::-1])[::-1, :, ::-1],
         "big-endian": images.astype(np.dtype(dtype).newbyteorder(">")),
+        "field of records": field(images),
         "float64": images.astype(np.float64),
     }
     for name, view in views.items():
