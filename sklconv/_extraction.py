@@ -52,7 +52,7 @@ def find_photos(places):
 
 
 def _named_photos(place, others):
-    if not os.path.exists(place):
+    if not os.path.lexists(place):  # a broken link is a bad file, not none
         raise ExtractionError(f"{place}: no such file or folder")
     if not os.path.isdir(place):
         return [(place, "")]
@@ -82,10 +82,17 @@ def _walk(folder, above=()):
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, (*above, here))
-        elif entry.is_file() or entry.is_symlink():  # a broken link is a bad file, not none
+        else:  # broken links and pipes, too: they are bad files, not none
             yield entry.path
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
 
 
 def _class_name(path, place):

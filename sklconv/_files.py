@@ -5,6 +5,7 @@ import functools
 import importlib
 import io
 import os
+import stat
 import sys
 import threading
 from collections import deque
@@ -367,9 +368,29 @@ def decode(item, shape, fitting=WHOLE):
     """Return the image file ``item`` as an array of ``shape``, (C, H, W), and dtype uint8."""
     if _is_pil_image(item):
         return _fit_shared(item, shape, fitting)
-    with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
+    with io.BytesIO(item) if isinstance(item, bytes) else open_file(item) as file:
         image = _open(file)
         return _fit_image(image, shape, fitting, _draft(image, shape, fitting))
+
+
+def open_file(path):
+    """Open a file to read from; raise if it is a pipe, a terminal or another device.
+
+    To open or to read one of these can wait for ever. It is looked at when it is open, so that
+    nothing takes its place in between.
+    """
+    return open(path, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(path, flags):
+    # Windows has neither flag, nor what they are for.
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, open says that it is one
+        os.close(descriptor)
+        raise _Unreadable("it is not a regular file")
+    return descriptor
 
 
 def fit(image, shape, fitting=WHOLE):

@@ -302,6 +302,25 @@ def test_links_are_followed_but_not_in_circles(photos, capsys):
     assert "photos/broken.png: no such file or directory" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links take rights, and pipes have no names")
+@pytest.mark.parametrize("places", ["folder", "files"])
+def test_pipes_devices_and_links_to_themselves_are_bad_photos(photos, places, capsys):
+    os.mkfifo("photos/pipe.png")
+    Path("photos/device.png").symlink_to("/dev/zero")
+    Path("photos/loop.png").symlink_to("loop.png")
+    Path("photos/loop").symlink_to("loop", target_is_directory=True)
+    specials = ["photos/device.png", "photos/loop.png", "photos/pipe.png"]
+    named = ["photos"] if places == "folder" else [*specials, *photos]
+    assert extract(*named, *OPTIONS) == 0
+    with np.load("features.npz") as written:
+        bad = written["paths"][np.isnan(written["features"]).all(axis=1)]
+    assert sorted(bad) == specials
+    said = capsys.readouterr().err
+    assert "photos/pipe.png: it is not a regular file" in said
+    assert "photos/device.png: it is not a regular file" in said
+    assert "photos/loop.png: " in said
+
+
 def test_names_with_spaces_and_letters_of_any_script(folder):
     names = ['pho tos/grün, "und" blau/ä 1.png', "pho tos/猫/ねこ.png"]
     for name in names:

@@ -1,5 +1,6 @@
 import copy
 import io
+import os
 import pickle
 import sys
 import threading
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps, features
 
 from sklconv import ConvNetClassifier, _files
 from sklconv._files import BadImageError, ImageFiles, as_file_list, is_image_files
+from sklconv.datasets import load_images
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -466,6 +468,53 @@ def test_bad_images_leave_zeros_and_a_list(tmp_path, paths):
     before = files.bad
     assert not files[::-1][0].any()
     assert files.bad == before  # each stands there once
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+    return path
+
+
+def make_link(path, target):
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes in folders")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: make_fifo(folder / "pipe.png"),
+        lambda folder: make_link(folder / "link.png", make_fifo(folder / "pipe")),
+        lambda folder: make_link(folder / "link.png", "/dev/zero"),
+        lambda folder: make_link(folder / "link.png", "/dev/tty"),
+        lambda folder: "/dev/zero",
+    ],
+    ids=["pipe", "link to a pipe", "link to /dev/zero", "link to /dev/tty", "/dev/zero"],
+)
+def test_pipes_and_devices_are_bad_images_at_once(paths, make, tmp_path):
+    special = make(tmp_path)
+    # Where there is no terminal, /dev/tty can't be opened at all.
+    reason = "it is not a regular file|no such device or address"
+    with pytest.raises(BadImageError, match=f"can't be read: ({reason})$"):
+        ImageFiles([paths[0], special], (3, 8, 8))[:]
+    with pytest.raises(BadImageError, match=reason):
+        load_images([special], (3, 8, 8))
+    files = ImageFiles([special, paths[0]], (3, 8, 8), on_bad_image="nan")
+    np.testing.assert_array_equal(files[:][1], read(paths[0], (3, 8, 8)))
+    assert [row for row, *_ in files.bad] == [0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no descriptors to count")
+def test_pipes_leave_no_descriptor_open(tmp_path):
+    pipe = make_fifo(tmp_path / "pipe.png")
+    files = ImageFiles([pipe] * 20, (3, 8, 8), on_bad_image="nan")
+    before = os.dup(0)
+    os.close(before)
+    files[:]
+    after = os.dup(0)
+    os.close(after)
+    assert after == before
 
 
 @pytest.mark.parametrize(
