@@ -281,13 +281,19 @@ def write_npz(file, table):
 def write_csv(file, table):
     """Write a line a photo: path, class, features."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", *table.names])
+    _write_row(text, ["path", "class"], table.names)
     photos = table.photos
     for path, name, row in zip(photos.paths, photos.classes, table.features, strict=True):
         # As few digits as tell one float32 from all others.
-        writer.writerow([as_utf8(path), as_utf8(name), *row.astype(np.str_).tolist()])
+        _write_row(text, [as_utf8(path), as_utf8(name)], row.astype(np.str_).tolist())
     text.detach()
+
+
+def _write_row(file, texts, others=()):
+    # Readers take a bare \r for the end of a row, but Python before 3.13 does not quote it.
+    breaks = any("\r" in text for text in texts)
+    quoting = csv.QUOTE_ALL if breaks else csv.QUOTE_MINIMAL
+    csv.writer(file, lineterminator="\n", quoting=quoting).writerow([*texts, *others])
 
 
 def write_parquet(file, table):
@@ -362,6 +368,7 @@ def write_bad_list(output, bad):
     place.unlink(missing_ok=True)
     if bad:
         with _writing(place), open(place, "w", encoding="utf-8", newline="") as file:
-            lines = [("path", "reason"), *((as_utf8(path), reason) for path, reason in bad)]
-            csv.writer(file, lineterminator="\n").writerows(lines)
+            _write_row(file, ["path", "reason"])
+            for path, reason in bad:
+                _write_row(file, [as_utf8(path), reason])
     return place

@@ -332,6 +332,24 @@ def test_names_with_spaces_and_letters_of_any_script(folder):
     assert pd.read_parquet("ö .parquet")["class"].tolist() == ['grün, "und" blau', "猫"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="names hold no line ends there")
+def test_names_with_line_ends(folder):
+    names = [f"photos/a{end}b/{end}1.png" for end in ("\n", "\r\n", "\r")]
+    for name in names:
+        save_photo(name)
+    Path("photos/b\r.png").write_bytes(b"")
+    assert extract("photos", *OPTIONS, output="features.csv") == 0
+    found = pd.read_csv("features.csv")
+    assert found["path"].tolist() == [*names, "photos/b\r.png"]
+    assert found["class"].tolist()[:3] == ["a\nb", "a\r\nb", "a\rb"]
+    assert found.dtypes.iloc[2:].eq(float).all()
+    for name, rows in (("features.csv", 5), ("features.csv.bad.csv", 2)):
+        with open(name, newline="") as file:
+            lines = list(csv.reader(file))
+        assert len(lines) == rows
+        assert lines[-1][0] == "photos/b\r.png"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
 def test_names_that_are_no_text(folder, capsys):
     for name in (b"photos/\xff.png", b"photos/bad\xfe.png"):
