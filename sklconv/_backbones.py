@@ -1,27 +1,33 @@
 """Backbone: a pretrained network with the preprocessing that its weights want."""
 
 import copy
-import difflib
 import functools
 import os
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
 from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from torch import nn
 from torch.nn import functional as F
 
 from ._files import central_region
 from ._modules import as_channels_last
-from ._sklearn import Interval, StrOptions, validate_parameter_constraints
+from ._sklearn import (
+    Interval,
+    StrOptions,
+    SuggestingEstimator,
+    validate_parameter_constraints,
+)
+from ._suggestions import did_you_mean
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")
 
 
-class Backbone(BaseEstimator):
+class Backbone(SuggestingEstimator):
     """A pretrained network, with the preprocessing that its weights want.
 
     As the ``estimator`` of a `ConvFeatureExtractor` it is frozen; as the ``module`` of a
@@ -275,7 +281,7 @@ def _split(network):
     if library not in ("timm", "torchvision") or not name:
         raise ValueError(
             f"Backbone: network={network!r} is neither 'timm/NAME' nor 'torchvision/NAME' nor a "
-            "module"
+            f"module.{suggest_network(network)}"
         )
     try:
         if library == "timm":
@@ -289,15 +295,33 @@ def _split(network):
         raise ImportError(
             f'{network!r} needs {library}: pip install "sklconv[{library}]" ({error})'
         ) from error
+    except (RuntimeError, AttributeError) as error:
+        # torchvision, which timm imports too, has not found its operators in this torch.
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"{network!r}: torch {torch.__version__} and torchvision {version('torchvision')} are "
+            f"of different builds ({error}). Install the two together, for the same version of "
+            "CUDA or for CPUs: pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def suggest_network(name, form="{!r}"):
+    """Return " Did you mean 'timm/…'?" of the network that is most like ``name``, or ""."""
+    bare = name.rpartition("/")[2]
+    for library in ("timm", "torchvision"):
+        with suppress(ImportError):
+            models, _ = _split(f"{library}/any")
+            hint = did_you_mean(bare, models.list_models(), form=form.format(f"{library}/{{}}"))
+            if hint:
+                return hint
+    return ""
 
 
 def _unknown(network, names):
     library, _, name = network.partition("/")
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return ValueError(
-        f"Backbone: {library} has no network {name!r}"
-        + (f". Did you mean {', '.join(f'{library}/{n}' for n in nearest)}?" if nearest else "")
-    )
+    hint = did_you_mean(name, names, n=3, form=f"{library}/{{}}")
+    return ValueError(f"Backbone: {library} has no network {name!r}.{hint}")
 
 
 def _known_preprocessing(network):

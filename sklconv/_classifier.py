@@ -16,6 +16,7 @@ from ._sklearn import (
     BaseComposition,
     Interval,
     StrOptions,
+    SuggestingEstimator,
     clone_parametrized,
     fit_context,
     undone_if_it_fails,
@@ -24,7 +25,7 @@ from ._targets import check_labels, combined_weights, encode_labels, hold_out
 from ._training import train_classifier
 
 
-class ConvNetClassifier(ClassifierMixin, BaseComposition):
+class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
     """Convolutional network as a classifier.
 
     Parameters

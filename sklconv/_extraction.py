@@ -8,7 +8,7 @@ import os
 import zlib
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -291,8 +291,8 @@ def write_csv(file, table):
 
 def _write_row(file, texts, others=()):
     # Readers take a bare \r for the end of a row, but Python before 3.13 does not quote it.
-    breaks = any("\r" in text for text in texts)
-    quoting = csv.QUOTE_ALL if breaks else csv.QUOTE_MINIMAL
+    bare = any("\r" in text for text in texts)
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
     csv.writer(file, lineterminator="\n", quoting=quoting).writerow([*texts, *others])
 
 

@@ -356,8 +356,8 @@ def channel_statistics(images):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
         rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
-        values = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
-        block = torch.from_numpy(values).to(torch.float64).view(rows.shape)
+        in_order = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
+        block = torch.from_numpy(in_order).to(torch.float64).view(rows.shape)
         for channel in range(channels):
             values = block[:, channel].reshape(-1)
             values = values if exact else values - origin[channel]

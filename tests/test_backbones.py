@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -165,6 +166,44 @@ def test_unknown_networks_are_answered_with_the_nearest(request, library):
 @pytest.mark.parametrize("name", ["resnet18", "timm/", "keras/resnet18", "/resnet18", ""])
 def test_names_say_their_library(name):
     with pytest.raises(ValueError, match="neither 'timm/NAME' nor 'torchvision/NAME'"):
+        Backbone(name).resolve()
+
+
+def test_a_name_without_its_library_is_answered_with_both(timm):
+    with pytest.raises(ValueError, match=r"Did you mean 'timm/resnet18'\?$"):
+        Backbone("resnet18").resolve()
+    with pytest.raises(TypeError, match=r"Did you mean Backbone\('timm/resnet18'\)\?$"):
+        ConvNetClassifier("resnet18").fit(*colours())
+
+
+def test_a_name_without_its_library_where_timm_is_missing(torchvision, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"Did you mean 'torchvision/resnet18'\?$"):
+        Backbone("resnet18").resolve()
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError('operator torchvision::nms does not exist')",
+        # at the second import
+        "AttributeError('partially initialized module torchvision has no attribute extension')",
+    ],
+)
+def test_torch_and_torchvision_of_different_builds(monkeypatch, tmp_path, name, error):
+    for library in ("torchvision", "timm"):
+        for module in [key for key in sys.modules if key.partition(".")[0] == library]:
+            monkeypatch.delitem(sys.modules, module)
+    (tmp_path / "torchvision.py").write_text(f"raise {error}")
+    (tmp_path / "timm.py").write_text("import torchvision")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sklconv._backbones.version", lambda name: "0.28.0+cu130")
+    message = (
+        rf"{name}.*torch {re.escape(torch.__version__)} and torchvision 0\.28\.0\+cu130 are of "
+        r"different builds \(.*\).*pip install --force-reinstall torch torchvision"
+    )
+    with pytest.raises(ImportError, match=message):
         Backbone(name).resolve()
 
 

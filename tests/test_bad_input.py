@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.svm import SVC
 from skorch.callbacks import Callback
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
 from sklconv.layers import Conv, Dense, Dropout, MaxPool
 
 LAYERS = [
@@ -412,6 +413,51 @@ def test_bad_parameters_of_the_classifier(params, words, fitted):
         clf.set_params(**params)
         with nothing_lost(estimator):
             check_raises(lambda estimator=estimator: estimator.fit(X, y), ValueError, words)
+
+
+@pytest.mark.parametrize(
+    ("params", "meant"),
+    [
+        ({"optimizer": "sgdd"}, "'sgd'"),
+        ({"optimizer": "Adam"}, "'adam'"),
+        ({"lr_schedule": "one_cycle"}, "'onecycle'"),
+        ({"data_format": "NCHW"}, "'channels_first'"),
+        ({"precision": "bf16"}, "'bfloat16'"),
+        ({"module": "atuo"}, "'auto'"),
+        ({"module": [("conv", Conv(4, 3, activation="ReLU"))]}, "'relu'"),
+    ],
+    ids=str,
+)
+def test_a_word_that_is_meant_is_proposed(params, meant):
+    with pytest.raises((ValueError, TypeError), match=f"Did you mean {meant}\\?$"):
+        classifier().set_params(**params).fit(X, y)
+
+
+@pytest.mark.parametrize("params", [{"optimizer": "xyz"}, {"class_weight": "even"}, {"lr": "a"}])
+def test_nothing_is_proposed_for_words_unlike_any(params):
+    with pytest.raises(ValueError, match=r"'(optimizer|class_weight|lr)' parameter") as raised:
+        classifier(**params).fit(X, y)
+    assert "Did you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name", "meant"),
+    [
+        (ConvNetClassifier(), "learning_rate", "lr"),
+        (ConvNetClassifier(), "epochs", "max_epochs"),
+        (ConvNetClassifier(), "optimiser", "optimizer"),
+        (ConvNetClassifier(), "conv11__filters", "conv1"),
+        (ConvNetClassifier(), "conv1__kernel", "kernel_size"),
+        (ConvNetClassifier(LAYERS), "dens__units", "dense"),
+        (ConvFeatureExtractor(), "layers", "layer"),
+        (extractor(), "estimator__learning_rate", "lr"),
+        (ConvFeatureExtractor(Backbone("timm/resnet18")), "estimator__img_size", "image_size"),
+    ],
+)
+def test_a_parameter_that_is_meant_is_proposed(estimator, name, meant):
+    message = rf"Invalid parameter .*Valid parameters are: .*Did you mean '{meant}'\?$"
+    with pytest.raises(ValueError, match=message):
+        clone(estimator).set_params(**{name: 3})
 
 
 @pytest.mark.parametrize(
