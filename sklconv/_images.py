@@ -189,19 +189,26 @@ def check_images(estimator, X, *, reset):
         raise TypeError("X is a single image file: give a list of them, also of one: [X]")
     if is_image_files(X):
         return as_file_list(X)
+    if isinstance(X, (list, tuple)) and not X or getattr(X, "shape", None) == (0,):
+        raise ValueError("X is empty: no photos or other images are in it")
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu().numpy()
     elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):
         X = [x.detach().cpu().numpy() for x in X]
-    X = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        dtype=None,
-        ensure_2d=False,
-        allow_nd=True,
-        ensure_all_finite=False,
-    )
+    try:
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            dtype=None,
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_all_finite=False,
+        )
+    except ValueError:
+        if isinstance(X, (list, tuple)):
+            _check_equal_shapes(X)
+        raise
     if X.ndim < 2:
         raise ValueError(
             f"Expected 2D array, got {X.ndim}D array instead: X of shape {X.shape} holds no "
@@ -218,6 +225,18 @@ def check_images(estimator, X, *, reset):
             "a minimum of 1 is required."
         )
     return _as_numeric(X)
+
+
+def _check_equal_shapes(images):
+    """Raise if two of ``images``, the entries of a list, are not of one shape."""
+    first = np.shape(images[0])
+    for position, image in enumerate(images):
+        if np.shape(image) != first:
+            raise ValueError(
+                f"X holds images of unequal shapes: X[0] has {first}, X[{position}] has "
+                f"{np.shape(image)}. Resize them to one, or give files or PIL images, which are "
+                "resized to image_shape"
+            )
 
 
 def is_plain_array(X):
@@ -369,6 +388,11 @@ def channel_statistics(images):
     mean = total / n_values
     std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
     std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
+    for channel in np.flatnonzero(std < 1 / np.finfo(np.float32).max):
+        raise ValueError(
+            f"channel {channel} of X has a standard deviation of {std[channel]:.3g}, by which "
+            "float32 can't divide: multiply X by a constant so that it is near 1"
+        )
     return (mean + origin).tolist(), std.tolist()
 
 

@@ -110,9 +110,23 @@ BAD_X = [
     ),
     bad("dates", X.astype("datetime64[s]"), ValueError, ["X", "numbers", "datetime64"]),
     bad("no images", X[:0], ValueError, ["0 sample(s)", "minimum of 1"]),
-    bad("an empty list", [], ValueError, ["0 sample(s)", "minimum of 1"]),
+    bad("an empty list", [], ValueError, ["X is empty", "no photos"]),
+    bad("an empty array", np.array([], dtype=str), ValueError, ["X is empty", "no photos"]),
+    bad("an empty Series", pd.Series([], dtype=str), ValueError, ["X is empty", "no photos"]),
     bad("no pixels", X[:, :0], ValueError, ["0 feature(s)", "minimum of 1"]),
-    bad("images of two sizes", [X[0], X[1, :5]], ValueError, ["inhomogeneous"]),
+    bad(
+        "images of two sizes",
+        [X[0], X[1], X[2, :5]],
+        ValueError,
+        ["X[0] has (8, 8)", "X[2] has (5, 8)", "Resize", "files or PIL images"],
+    ),
+    bad(
+        "a tuple of tensors of two sizes",
+        (torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)),
+        ValueError,
+        ["(3, 8, 8)", "X[1] has (3, 8, 9)"],
+    ),
+    bad("rows of two lengths", [[1.0] * 64, [1.0] * 63], ValueError, ["(64,)", "(63,)"]),
 ]
 
 
@@ -571,7 +585,11 @@ def press_ctrl_c(batch):
 
 FAILURES = {
     "an error in augment": (raise_stop, Stop, None),
-    "a loss of NaN": (to_nan, ValueError, r"loss became nan in epoch \d, batch \d of 3"),
+    "a loss of NaN": (
+        to_nan,
+        ValueError,
+        r"loss of the first batch is nan|loss became nan in epoch \d, batch \d of 3",
+    ),
 }
 
 
@@ -625,6 +643,31 @@ def test_a_first_partial_fit_whose_loss_is_not_finite():
     with pytest.raises(ValueError, match=r"loss became .* learning rate of 1e\+30.* smaller lr"):
         clf.partial_fit(X, y, classes=["a", "b", "c"])
     assert not hasattr(clf, "classes_")
+
+
+@pytest.mark.parametrize("way", ["fit", "partial_fit"])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("scale", [1e-42, 1e36])
+def test_images_of_a_scale_that_no_learning_rate_mends(scale, standardize, way):
+    layers = [("dense", Dense(8, kernel_init=("normal", 1.0)))]
+    clf = classifier(standardize=standardize, lr=1e-6).set_params(module=layers)
+    arguments = {"classes": ["a", "b", "c"]} if way == "partial_fit" else {}
+    small = scale < 1
+    if small != standardize:  # small numbers are as good as 0, large ones are standardised
+        getattr(clf, way)(scale * X, y, **arguments)
+        assert np.isfinite(clf.predict_proba(scale * X)).all()
+        return
+    message = "channel 0 of X has .* deviation of .*e-41" if small else "first batch.*scale of X"
+    with pytest.raises(ValueError, match=message) as raised:
+        getattr(clf, way)(scale * X, y, **arguments)
+    assert "lr" not in str(raised.value)
+    assert "learning rate" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [1e-40, 1e30])
+def test_constant_images_of_any_scale_train(value):
+    clf = classifier().fit(np.full_like(X, value), y)
+    assert np.isfinite(clf.predict_proba(X * np.float32(value))).all()
 
 
 # Ctrl-C
