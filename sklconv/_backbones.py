@@ -457,7 +457,10 @@ def _read_weights(path):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
-        raise ValueError(f"weights={path!r} holds {type(state).__name__}, not named tensors")
+        raise ValueError(
+            f"weights={path!r} holds {type(state).__name__}, not named tensors: a dict from names "
+            "such as 'conv1.weight' to tensors"
+        )
     return {key.removeprefix("module."): value for key, value in state.items()}

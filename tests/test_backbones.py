@@ -333,7 +333,7 @@ def test_files_that_hold_no_weights(tmp_path, name, content):
         features_of(Backbone(make_small, weights=tmp_path / name), colours()[0])
 
 
-@pytest.mark.parametrize("saved", [torch.ones(3), {"a": 1}, [1, 2]])
+@pytest.mark.parametrize("saved", [torch.ones(3), {"a": 1}, [1, 2], {0: torch.ones(3)}])
 def test_a_file_of_something_else_is_named(tmp_path, saved):
     torch.save(saved, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="not named tensors"):
