@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ._files import central_region
 from ._modules import as_channels_last
+from ._randomness import seeded_global_states
 from ._sklearn import (
     Interval,
     StrOptions,
@@ -187,15 +188,29 @@ class Backbone(SuggestingEstimator):
         )
 
 
-def file_options(module):
-    """Return the further arguments of `ImageFiles` that ``module``, if a `Backbone`, wants."""
+def file_options(module, X):
+    """Return the further arguments of `ImageFiles` that ``module``, if a `Backbone`, wants.
+
+    Their shape only if ``X`` is a list of files.
+    """
     if not isinstance(module, Backbone):
         return {}
     backbone = module.resolve()
     options = {"crop_pct": backbone.crop_pct, "interpolation": backbone.interpolation}
-    if backbone.size is not None:
-        options["shape"] = (3, *backbone.size)
+    if backbone.size is not None and isinstance(X, list):
+        options["shape"] = (_n_channels(backbone), *backbone.size)
     return options
+
+
+def _n_channels(backbone):
+    """Return how many channels a resolved backbone takes; 3 where that is not known."""
+    network = backbone.network
+    if isinstance(network, str):  # the libraries' networks take colour
+        return 3
+    if not isinstance(network, nn.Module):
+        with seeded_global_states(0):  # random weights are drawn anew when they are used
+            network = backbone.load()
+    return backbone.preparation(network).channels or 3
 
 
 class PrepareForWeights(nn.Module):

@@ -459,7 +459,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
             raise ValueError(f"{name} requires y to be passed, but the target y is None")
         X = check_images(self, X, reset=reset)
         if reset:
-            files = file_options(self.module) | {"reader": self.reader}
+            files = file_options(self.module, X) | {"reader": self.reader}
             self._format = ImageFormat.infer(X, self.image_shape, self.data_format, files)
             self.image_shape_ = self._format.shape
             self.n_features_in_ = self._format.n_features

@@ -327,7 +327,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return replace(image_format, files=files)
 
     def _take_backbone(self, X):
-        files = file_options(self.estimator) | self._file_options()
+        files = file_options(self.estimator, X) | self._file_options()
         self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
         self.backbone_ = self.estimator.resolve()
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)

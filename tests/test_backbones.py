@@ -923,6 +923,22 @@ def test_files_as_x_of_an_extractor(small, photos):
         assert_array_equal(clone(extractor).fit(form).transform(form), expected)
 
 
+@pytest.mark.parametrize("weights", ["pretrained", None])
+@pytest.mark.parametrize("kind", ["module", "function"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_files_have_the_channels_that_the_network_takes(photos, channels, kind, weights):
+    files, y = read_folder(photos)
+    network = SmallNet(channels) if kind == "module" else lambda: SmallNet(channels)
+    backbone = Backbone(network, weights=weights, image_size=12)
+    state = torch.get_rng_state()
+    extractor = ConvFeatureExtractor(backbone, random_state=0).fit(files)
+    assert extractor.image_shape_ == (channels, 12, 12)
+    assert extractor.transform(files).shape == (24, 8)
+    clf = ConvNetClassifier(backbone, max_epochs=1, random_state=0).fit(files, y)
+    assert clf.image_shape_ == (channels, 12, 12)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_search_over_files(small, photos):
     files, y = read_folder(photos)
     model = make_pipeline(

@@ -62,6 +62,10 @@ def make_seeded():
     return make()
 
 
+def make_grey():
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
+
+
 def broken():
     return 1 / 0
 
@@ -362,6 +366,13 @@ def test_names_that_are_no_text(folder, capsys):
     assert pd.read_parquet("features.parquet")["path"][1] == "photos/\\xff.png"
     assert pd.read_csv("features.npz.bad.csv")["path"].tolist() == ["photos/bad\\xfe.png"]
     assert "photos/bad\\udcfe.png: it is empty (0 bytes)" in capsys.readouterr().err
+
+
+def test_a_network_of_one_channel_gets_grey_photos(photos):
+    assert extract("photos", "--backbone", "nets:make_grey", "--image-size", "12") == 0
+    features = np.load("features.npz")["features"]
+    assert features.shape == (22, 6)
+    assert np.isfinite(features).all()
 
 
 # Bad photos
