@@ -49,6 +49,9 @@ DRAFT_MARGIN = 2
 
 MAX_THREADS = 4
 
+# Pixels of 16 bits that are made 8 bits at a time.
+STRIP_PIXELS = 2**16
+
 # No fault of the file's: to take it for a bad image would hide it.
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -444,6 +447,8 @@ def _fit_image(image, shape, fitting, box=None):
         image = image.resize(size, Image.Resampling[fitting.interpolation], box=box)
     if orientation in UPRIGHT:
         image = image.transpose(Image.Transpose[UPRIGHT[orientation]])
+    if image.mode != MODES[channels]:
+        image = image.convert(MODES[channels])
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -470,9 +475,7 @@ def _convert(image, channels):
         raise _Unreadable(f"an image of mode {image.mode} has no {channels} channels")
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if sixteen_bits:
-        # Pillow's own conversion clips at 255. 65,535 is 257 times 255.
-        values = np.asarray(image).astype(np.uint32)
-        image = import_pillow().fromarray(((values + 128) // 257).astype(np.uint8))
+        image = _to_eight_bits(image)
     elif image.mode in ("I", "F"):
         raise _Unreadable(
             f"its values (Pillow's mode {image.mode}) have no fixed range; take a reader that "
@@ -481,8 +484,21 @@ def _convert(image, channels):
     elif "transparency" in image.info and image.mode == "P":
         # By way of RGBA: to convert it at once is undefined, and Pillow warns of it.
         image = image.convert("RGBA")
-    mode = MODES[channels]
-    return image if image.mode == mode else image.convert(mode)
+    # Grey becomes colour when it is small: the numbers are the same, of a fifth of the memory.
+    modes = ("RGB", "L") if channels == 3 else (MODES[channels],)
+    return image if image.mode in modes else image.convert(modes[0])
+
+
+def _to_eight_bits(image):
+    # Pillow's own conversion clips at 255. 65,535 is 257 times 255. Some rows at a time: large
+    # images would take several times their memory.
+    width, height = image.size
+    pixels = np.empty((height, width), np.uint8)
+    n_rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, n_rows):
+        strip = image.crop((0, top, width, min(top + n_rows, height)))
+        pixels[top : top + n_rows] = (np.asarray(strip, np.uint32) + 128) // 257
+    return import_pillow().fromarray(pixels)
 
 
 def _fit_array(array, shape, fitting):

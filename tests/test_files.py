@@ -5,6 +5,7 @@ import pickle
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -468,6 +469,27 @@ def test_bad_images_leave_zeros_and_a_list(tmp_path, paths):
     before = files.bad
     assert not files[::-1][0].any()
     assert files.bad == before  # each stands there once
+
+
+@pytest.mark.parametrize("strip_pixels", [1, 40, 2**18])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_converted_strip_by_strip(monkeypatch, strip_pixels, channels):
+    values = pixels(30, 13, dtype=np.uint16)
+    monkeypatch.setattr(_files, "STRIP_PIXELS", strip_pixels)
+    expected = np.rint(values / 257)
+    for image in read(encoded(values, "PNG"), (channels, 30, 13)):
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_large_images_of_sixteen_bits_take_no_more_than_they_need():
+    content = encoded(np.zeros((2000, 1000), np.uint16), "PNG")
+    tracemalloc.start()
+    try:
+        read(content, (3, 8, 8))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.6 * 2000 * 1000  # one of 8 bits, and strips; Pillow's memory is not counted
 
 
 def make_fifo(path):
