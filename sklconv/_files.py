@@ -56,13 +56,17 @@ STRIP_PIXELS = 2**16
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # Pillow opens files lazily, and an image that stands in X twice must not be loaded by two threads.
-_LOADING = threading.Lock()
+_loading = threading.Lock()
+
+
+def _renew_lock():
+    global _loading
+    _loading = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_LOADING.acquire,
-        after_in_parent=_LOADING.release,
-        after_in_child=_LOADING.release,
-    )
+    # In the child nobody releases what another thread held.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class BadImageError(ValueError):
@@ -429,7 +433,7 @@ def _too_large():
 
 
 def _fit_shared(image, shape, fitting):
-    with _LOADING:
+    with _loading:
         image.load()
         _orientation(image)  # which the image keeps, too
     return _fit_image(image, shape, fitting)

@@ -11,6 +11,7 @@ import torch
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import validate_data
 
+from ._devices import leave_parents_threads
 from ._files import ImageFiles, as_file_list, is_image_files
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
@@ -185,11 +186,12 @@ def check_images(estimator, X, *, reset):
     Feature names are recorded (``reset``) or compared. Neither copies an array. Image files
     come back as a list.
     """
+    leave_parents_threads()
     if isinstance(X, (str, bytes, PathLike)):
         raise TypeError("X is a single image file: give a list of them, also of one: [X]")
     if is_image_files(X):
         return as_file_list(X)
-    if isinstance(X, (list, tuple)) and not X or getattr(X, "shape", None) == (0,):
+    if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):
         raise ValueError("X is empty: no photos or other images are in it")
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu().numpy()
@@ -388,9 +390,9 @@ def channel_statistics(images):
     mean = total / n_values
     std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
     std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
-    for channel in np.flatnonzero(std < 1 / np.finfo(np.float32).max):
+    for small in np.flatnonzero(std < 1 / np.finfo(np.float32).max):
         raise ValueError(
-            f"channel {channel} of X has a standard deviation of {std[channel]:.3g}, by which "
+            f"channel {small} of X has a standard deviation of {std[small]:.3g}, by which "
             "float32 can't divide: multiply X by a constant so that it is near 1"
         )
     return (mean + origin).tolist(), std.tolist()

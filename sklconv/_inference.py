@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._devices import keep_freed_memory
+from ._devices import keep_freed_memory, leave_parents_threads
 from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
 # Images of few values take less time in larger batches, of which no layer's output grows so
@@ -24,6 +24,7 @@ PIECE_IMAGES, PIECE_VALUES = 4, 2**20
 
 def read_images(estimator, X):
     """Check ``X`` against the images that ``estimator`` was fitted on; return ``(n, C, H, W)``."""
+    leave_parents_threads()
     # check_is_fitted and validate_data alone cost a third of one image's way through a network.
     if not estimator.__sklearn_is_fitted__():
         check_is_fitted(estimator)

@@ -1,5 +1,9 @@
 """The short way of a plain array: it gives and refuses what the long way does."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -98,3 +102,150 @@ def test_a_part_left_in_training_mode_by_hand_is_put_back(classifier):
     classifier.module_.body.dense.train()
     assert_allclose(classifier.predict_proba(X[:1]), expected)
     assert not any(module.training for module in classifier.module_.modules())
+
+
+# Forked children
+
+
+FORKS = '''
+import multiprocessing, os, signal, sys, threading
+import numpy as np, torch
+from PIL import Image
+from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv.layers import Conv, Dense
+from sklconv._randomness import seeded_global_states
+
+LIMIT = 100  # seconds after which a child that hangs is ended, and the test with it
+
+
+class Net(torch.nn.Sequential):
+    def __init__(self, image_shape, n_classes):
+        n_values = image_shape[0] * image_shape[1] * image_shape[2]
+        super().__init__(torch.nn.Flatten(), torch.nn.Linear(n_values, n_classes))
+
+
+def in_bare_fork(work):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(LIMIT)
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_process(work):
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(LIMIT)
+    child.kill()
+    child.join()
+    return child.exitcode
+
+
+def held_by_another_thread(context):
+    """Enter a context in a thread that never leaves it."""
+    entered = threading.Event()
+
+    def hold():
+        with context:
+            entered.set()
+            threading.Event().wait()
+
+    threading.Thread(target=hold, daemon=True).start()
+    entered.wait()
+
+
+X = np.random.default_rng(0).random((200, 20, 20), np.float32)
+y = np.arange(200) % 2
+fork = {"os.fork": in_bare_fork, "multiprocessing": in_process}[sys.argv[1]]
+'''
+
+
+def run_forking(script, way):
+    # Python 3.12 warns of any fork beside threads.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS + script, way]
+    # Threads that wait busily take each other's time where there are few processors.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+ways_of_forking = pytest.mark.parametrize("way", ["os.fork", "multiprocessing"])
+
+
+@needs_fork
+@ways_of_forking
+def test_a_child_forked_after_parallel_work_computes(way):
+    run_forking(
+        """
+torch.set_num_threads(2)
+layers = [("conv", Conv(8, 3)), ("dense", Dense(4))]
+clf = ConvNetClassifier(layers, max_epochs=1, random_state=0).fit(X, y)
+expected = clf.predict_proba(X)
+extractor = ConvFeatureExtractor(torch.nn.Conv2d(1, 8, 3)).fit(X)
+features = extractor.transform(X)
+
+
+def predict():
+    np.testing.assert_allclose(clf.predict_proba(X), expected, rtol=1e-4, atol=1e-5)
+
+
+def transform():
+    np.testing.assert_allclose(extractor.transform(X), features, rtol=1e-4, atol=1e-5)
+
+
+def fit():
+    clf.fit(X, y)
+
+
+def partial_fit():
+    clf.partial_fit(X, y)
+
+
+def watched(work):
+    def run():
+        assert torch.get_num_threads() == 2  # nothing is changed before it must be
+        work()
+        assert torch.get_num_threads() == 1
+
+    return run
+
+
+for work in (predict, transform, fit, partial_fit):
+    assert fork(watched(work)) == 0, work
+assert torch.get_num_threads() == 2
+predict()
+""",
+        way,
+    )
+
+
+@needs_fork
+@ways_of_forking
+@pytest.mark.parametrize(
+    "context", ["seeded_global_states(0)", "sklconv._files._loading"], ids=["states", "images"]
+)
+def test_a_child_waits_for_no_lock_of_another_thread(context, way):
+    run_forking(
+        f"""
+import sklconv._files
+
+torch.set_num_threads(1)
+images = [Image.new("L", (8, 8), shade) for shade in range(20)]
+held_by_another_thread({context})
+
+
+def work():
+    network = TorchModule(Net)
+    clf = ConvNetClassifier(network, image_shape=(8, 8), max_epochs=1).fit(images, y[:20])
+    clf.predict(images)
+
+
+assert fork(work) == 0
+""",
+        way,
+    )
