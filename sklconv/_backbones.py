@@ -218,6 +218,7 @@ class PrepareForWeights(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    largest = None  # nothing is learnt at fit
 
     def __init__(self, channels, size, mean, std, interpolation, crop_pct, value_range):
         super().__init__()

@@ -363,7 +363,10 @@ def check_finite(images, estimator_name):
 
 
 def channel_statistics(images):
-    """Return each channel's mean and standard deviation, two lists; a constant's std is 1."""
+    """Return each channel's mean and standard deviation, and the largest absolute value.
+
+    Two lists and a number. The standard deviation of a constant channel is 1.
+    """
     if isinstance(images, ImageFiles) and len(images) > MAX_FILES_SUMMED:
         spread = np.linspace(0, len(images) - 1, MAX_FILES_SUMMED).astype(int)
         images = images.take(spread)
@@ -372,13 +375,15 @@ def channel_statistics(images):
     # The first pixel as origin keeps the squares small whatever the offset.
     origin = images[:1][0, :, 0, 0].astype(np.float64)
     exact = images.dtype == np.uint8
-    total, squares = np.zeros(channels), np.zeros(channels)
+    total, squares, largest = np.zeros(channels), np.zeros(channels), 0.0
     for cut in slices(len(images), max(1, CACHE_BYTES // (math.prod(images.shape[1:]) * 8))):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
         rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
         in_order = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
-        block = torch.from_numpy(in_order).to(torch.float64).view(rows.shape)
+        flat = torch.from_numpy(in_order)
+        largest = max(largest, *(abs(float(value)) for value in flat.aminmax()))
+        block = flat.to(torch.float64).view(rows.shape)
         for channel in range(channels):
             values = block[:, channel].reshape(-1)
             values = values if exact else values - origin[channel]
@@ -395,7 +400,7 @@ def channel_statistics(images):
             f"channel {small} of X has a standard deviation of {std[small]:.3g}, by which "
             "float32 can't divide: multiply X by a constant so that it is near 1"
         )
-    return (mean + origin).tolist(), std.tolist()
+    return (mean + origin).tolist(), std.tolist(), largest
 
 
 def _chunks(images):

@@ -187,8 +187,9 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         As `sklconv.ConvNetClassifier` takes it.
     image_shape : tuple of int
     n_classes : int
-    statistics : (list, list) or None
-        Each channel's mean and standard deviation, to standardise by.
+    statistics : (list, list, float) or None
+        Each channel's mean and standard deviation, to standardise by, and the largest absolute
+        value.
     seed : int
     """
     # Declarative layers take the generator; others' constructors draw from the global states.

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from torch import nn
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
 from sklconv._images import is_plain_array
@@ -102,6 +105,103 @@ def test_a_part_left_in_training_mode_by_hand_is_put_back(classifier):
     classifier.module_.body.dense.train()
     assert_allclose(classifier.predict_proba(X[:1]), expected)
     assert not any(module.training for module in classifier.module_.modules())
+
+
+# Scales
+
+
+SCALES = {
+    "bytes": lambda X: X.astype(np.uint8),
+    "floats like bytes": lambda X: X,
+    "fractions": lambda X: X / 255,
+    "float64 fractions": lambda X: X.astype(np.float64) / 255,
+    "standardised": lambda X: X / 100 - 1,
+    "16 bits": lambda X: (X * 257).astype(np.uint16),
+    "up to 16": lambda X: X / 16,
+}
+PHOTOS = np.random.default_rng(0).integers(0, 256, (300, 20, 20)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 300])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function", "transform"])
+@pytest.mark.parametrize(
+    ("at_fit", "later"),
+    [
+        ("bytes", "fractions"),
+        ("bytes", "float64 fractions"),
+        ("floats like bytes", "fractions"),
+        ("16 bits", "fractions"),
+        ("fractions", "bytes"),
+        ("fractions", "floats like bytes"),
+        ("standardised", "bytes"),
+        ("standardised", "16 bits"),
+    ],
+)
+def test_pixels_on_another_scale_are_warned_of(at_fit, later, method, n):
+    clf = ConvNetClassifier([], max_epochs=1, random_state=0)
+    clf.fit(SCALES[at_fit](PHOTOS), np.arange(300) % 2)
+    estimator = clf
+    if method == "transform":
+        estimator = ConvFeatureExtractor(FrozenEstimator(clf)).fit(SCALES[at_fit](PHOTOS[:2]))
+    message = "X is on another scale than it was at fit, where its largest value was"
+    with pytest.warns(UserWarning, match=message):
+        getattr(estimator, method)(SCALES[later](PHOTOS[:n]))
+
+
+def test_another_scale_is_warned_of_once():
+    clf = ConvNetClassifier([], max_epochs=1, random_state=0).fit(PHOTOS, np.arange(300) % 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()  # to Python's own way, which shows a warning once
+        for n in (1, 300, 7, 299):
+            clf.predict(PHOTOS[:n] / 255)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("n", [1, 300])
+@pytest.mark.parametrize(
+    ("at_fit", "later"),
+    [
+        *[(scale, scale) for scale in SCALES],
+        ("bytes", "floats like bytes"),
+        ("floats like bytes", "bytes"),
+        ("fractions", "standardised"),
+        ("up to 16", "fractions"),
+    ],
+)
+def test_pixels_on_the_scale_of_fit_are_not_warned_of(at_fit, later, n):
+    clf = ConvNetClassifier([], max_epochs=1, random_state=0)
+    clf.fit(SCALES[at_fit](PHOTOS), np.arange(300) % 2).predict(SCALES[later](PHOTOS[:n]))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((20, 20)),
+        np.ones((20, 20)),
+        np.full((20, 20), 0.01),
+        np.eye(20),  # a mask
+        PHOTOS[0] > 99,
+        PHOTOS[0] / 10_000,  # blank, but for what resizing has left
+        -PHOTOS[0] - 1,
+    ],
+)
+def test_dark_images_are_not_warned_of(image):
+    clf = ConvNetClassifier([], max_epochs=1, random_state=0).fit(PHOTOS, np.arange(300) % 2)
+    clf.predict(image[None])
+
+
+def test_a_single_small_dark_image_is_not_warned_of(classifier):
+    clf = ConvNetClassifier([], max_epochs=1, random_state=0)
+    clf.fit(PHOTOS[:, :8, :8], np.arange(300) % 2).predict(PHOTOS[:1, :8, :8] / 255)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_networks_that_learn_no_scale_warn_of_none(standardize):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(400, 2))
+    clf = ConvNetClassifier(module, max_epochs=1, lr=1e-6, standardize=standardize)
+    clf.fit(PHOTOS, np.arange(300) % 2)
+    with pytest.warns(UserWarning, match="another scale") if standardize else nullcontext():
+        clf.predict(PHOTOS / 255)
 
 
 # Forked children
