@@ -38,6 +38,17 @@ class SuggestingEstimator(BaseEstimator):
     """An estimator whose errors of parameters say what may have been meant."""
 
     def set_params(self, **params):
+        """Set parameters, those of nested objects included.
+
+        Parameters
+        ----------
+        **params
+            ``name=value``, or ``name__inner=value`` for a parameter of a parameter.
+
+        Returns
+        -------
+        self
+        """
         valid = [name for name in self.get_params() if "__" not in name] if params else []
         for name in (key.partition("__")[0] for key in params):
             if name not in valid:
