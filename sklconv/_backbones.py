@@ -9,7 +9,6 @@ from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,12 +16,18 @@ from ._digests import Undigestible, network_digest
 from ._files import central_region
 from ._layouts import as_channels_last
 from ._pretrained import create_network, known_preprocessing
-from ._sklearn import Interval, StrOptions, validate_parameter_constraints
+from ._randomness import seeded_global_states
+from ._sklearn import (
+    Interval,
+    StrOptions,
+    SuggestingEstimator,
+    validate_parameter_constraints,
+)
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")
 
 
-class Backbone(BaseEstimator):
+class Backbone(SuggestingEstimator):
     """A pretrained network, with the preprocessing that its weights want.
 
     As the ``estimator`` of a `ConvFeatureExtractor` it is frozen; as the ``module`` of a
@@ -183,15 +188,29 @@ class Backbone(BaseEstimator):
         )
 
 
-def file_options(module):
-    """Return the further arguments of `ImageFiles` that ``module``, if a `Backbone`, wants."""
+def file_options(module, X):
+    """Return the further arguments of `ImageFiles` that ``module``, if a `Backbone`, wants.
+
+    Their shape only if ``X`` is a list of files.
+    """
     if not isinstance(module, Backbone):
         return {}
     backbone = module.resolve()
     options = {"crop_pct": backbone.crop_pct, "interpolation": backbone.interpolation}
-    if backbone.size is not None:
-        options["shape"] = (3, *backbone.size)
+    if backbone.size is not None and isinstance(X, list):
+        options["shape"] = (_n_channels(backbone), *backbone.size)
     return options
+
+
+def _n_channels(backbone):
+    """Return how many channels a resolved backbone takes; 3 where that is not known."""
+    network = backbone.network
+    if isinstance(network, str):  # the libraries' networks take colour
+        return 3
+    if not isinstance(network, nn.Module):
+        with seeded_global_states(0):  # random weights are drawn anew when they are used
+            network = backbone.load()
+    return backbone.preparation(network).channels or 3
 
 
 class PrepareForWeights(nn.Module):
@@ -199,6 +218,7 @@ class PrepareForWeights(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    largest = None  # nothing is learnt at fit
 
     def __init__(self, channels, size, mean, std, interpolation, crop_pct, value_range):
         super().__init__()
@@ -367,7 +387,10 @@ def _read_weights(path):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
-        raise ValueError(f"weights={path!r} holds {type(state).__name__}, not named tensors")
+        raise ValueError(
+            f"weights={path!r} holds {type(state).__name__}, not named tensors: a dict from names "
+            "such as 'conv1.weight' to tensors"
+        )
     return {key.removeprefix("module."): value for key, value in state.items()}

@@ -16,6 +16,7 @@ from ._sklearn import (
     BaseComposition,
     Interval,
     StrOptions,
+    SuggestingEstimator,
     clone_parametrized,
     fit_context,
     undone_if_it_fails,
@@ -24,7 +25,7 @@ from ._targets import check_labels, combined_weights, encode_labels, hold_out
 from ._training import train_classifier
 
 
-class ConvNetClassifier(ClassifierMixin, BaseComposition):
+class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
     """Convolutional network as a classifier.
 
     Parameters
@@ -71,7 +72,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         Images in a training batch. "auto": 128, and down to 8 for small data, about a
         fortieth of them.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes in the training loss.
+        Weights of the classes in the training loss; of those that a dict does not name, 1. A
+        dict that names all classes may name further ones, which a fold may lack.
     augment : callable or None, default=None
         Called on each training batch, a float32 tensor of shape (N, C, H, W); returns one.
         Pixels are as in ``X``, or divided by 255 where they are uint8 and ``standardize`` is
@@ -337,7 +339,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
                 self.classes_ = classes
             targets = encode_labels(y, self.classes_, "y")
             weights = combined_weights(
-                sample_weight, self.class_weight, images, y, "sample_weight"
+                sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
             )
             train = (images, targets, weights)
             valid = self._read_validation_data(X_val, y_val, sample_weight_val)
@@ -376,7 +378,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             self._note_classes(classes, first)
             targets = encode_labels(y, self.classes_, "y")
             weights = combined_weights(
-                sample_weight, self.class_weight, images, y, "sample_weight"
+                sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
             )
             train = (images, targets, weights)
             train_classifier(self, train, None, 1, old=None if first else self.net_, partial=True)
@@ -459,7 +461,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
             raise ValueError(f"{name} requires y to be passed, but the target y is None")
         X = check_images(self, X, reset=reset)
         if reset:
-            files = file_options(self.module) | {"reader": self.reader}
+            files = file_options(self.module, X) | {"reader": self.reader}
             self._format = ImageFormat.infer(X, self.image_shape, self.data_format, files)
             self.image_shape_ = self._format.shape
             self.n_features_in_ = self._format.n_features
@@ -479,7 +481,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition):
         images = self._format.read(check_images(self, X_val, reset=False), type(self).__name__)
         check_finite(images, type(self).__name__)
         y_val = check_labels(y_val, images, "y_val")
-        weights = combined_weights(sample_weight_val, None, images, y_val, "sample_weight_val")
+        weights = combined_weights(
+            sample_weight_val, None, images, y_val, self.classes_, "sample_weight_val"
+        )
         return images, encode_labels(y_val, self.classes_, "y_val"), weights
 
     def _hold_out(self, train):

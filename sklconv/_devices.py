@@ -1,10 +1,34 @@
 """Where and how a network computes: device, precision, memory."""
 
 import functools
+import os
 import sys
 from contextlib import nullcontext
 
 import torch
+
+_is_fresh_child = False
+
+
+def _note_fork():
+    global _is_fresh_child
+    _is_fresh_child = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def leave_parents_threads():
+    """In a forked child, have torch compute on one thread; call it before the first work there.
+
+    The threads that the parent's work ran on are not there in the child, which would wait for
+    them for ever.
+    """
+    global _is_fresh_child
+    if _is_fresh_child:
+        _is_fresh_child = False
+        torch.set_num_threads(1)
 
 
 def resolve_device(device):

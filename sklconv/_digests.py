@@ -246,7 +246,7 @@ def _is_library_code(thing):
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 # Kinds of objects and how each is added; the first that fits.
-_WAYS = [
+_WAYS: list[tuple] = [
     (nn.Module, _Digest._add_module),
     (torch.Tensor, _Digest._add_tensor),
     (np.ndarray, _Digest._add_array),

@@ -8,7 +8,7 @@ import os
 import zlib
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def find_photos(places):
 
 
 def _named_photos(place, others):
-    if not os.path.exists(place):
+    if not os.path.lexists(place):  # a broken link is a bad file, not none
         raise ExtractionError(f"{place}: no such file or folder")
     if not os.path.isdir(place):
         return [(place, "")]
@@ -82,10 +82,17 @@ def _walk(folder, above=()):
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, (*above, here))
-        elif entry.is_file() or entry.is_symlink():  # a broken link is a bad file, not none
+        else:  # broken links and pipes, too: they are bad files, not none
             yield entry.path
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
 
 
 def _class_name(path, place):
@@ -274,13 +281,19 @@ def write_npz(file, table):
 def write_csv(file, table):
     """Write a line a photo: path, class, features."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "class", *table.names])
+    _write_row(text, ["path", "class"], table.names)
     photos = table.photos
     for path, name, row in zip(photos.paths, photos.classes, table.features, strict=True):
         # As few digits as tell one float32 from all others.
-        writer.writerow([as_utf8(path), as_utf8(name), *row.astype(np.str_).tolist()])
+        _write_row(text, [as_utf8(path), as_utf8(name)], row.astype(np.str_).tolist())
     text.detach()
+
+
+def _write_row(file, texts, others=()):
+    # Readers take a bare \r for the end of a row, but Python before 3.13 does not quote it.
+    bare = any("\r" in text for text in texts)
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL
+    csv.writer(file, lineterminator="\n", quoting=quoting).writerow([*texts, *others])
 
 
 def write_parquet(file, table):
@@ -355,6 +368,7 @@ def write_bad_list(output, bad):
     place.unlink(missing_ok=True)
     if bad:
         with _writing(place), open(place, "w", encoding="utf-8", newline="") as file:
-            lines = [("path", "reason"), *((as_utf8(path), reason) for path, reason in bad)]
-            csv.writer(file, lineterminator="\n").writerows(lines)
+            _write_row(file, ["path", "reason"])
+            for path, reason in bad:
+                _write_row(file, [as_utf8(path), reason])
     return place

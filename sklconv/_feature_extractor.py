@@ -6,7 +6,7 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -23,6 +23,7 @@ from ._randomness import seeded_global_states
 from ._sklearn import (
     Interval,
     StrOptions,
+    SuggestingEstimator,
     check_feature_names_in,
     fit_context,
     undone_if_it_fails,
@@ -30,7 +31,7 @@ from ._sklearn import (
 from ._taps import find_deepest, resolve_taps, run_taps, tapped_activation
 
 
-class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
+class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     """Activations of a convolutional network's layers as features.
 
     Parameters
@@ -326,7 +327,7 @@ class ConvFeatureExtractor(TransformerMixin, BaseEstimator):
         return replace(image_format, files=files)
 
     def _take_backbone(self, X):
-        files = file_options(self.estimator) | self._file_options()
+        files = file_options(self.estimator, X) | self._file_options()
         self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
         self.backbone_ = self.estimator.resolve()
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)

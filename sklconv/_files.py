@@ -5,6 +5,7 @@ import functools
 import importlib
 import io
 import os
+import stat
 import sys
 import threading
 from collections import deque
@@ -48,17 +49,24 @@ DRAFT_MARGIN = 2
 
 MAX_THREADS = 4
 
+# Pixels of 16 bits that are made 8 bits at a time.
+STRIP_PIXELS = 2**16
+
 # No fault of the file's: to take it for a bad image would hide it.
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # Pillow opens files lazily, and an image that stands in X twice must not be loaded by two threads.
-_LOADING = threading.Lock()
+_loading = threading.Lock()
+
+
+def _renew_lock():
+    global _loading
+    _loading = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_LOADING.acquire,
-        after_in_parent=_LOADING.release,
-        after_in_child=_LOADING.release,
-    )
+    # In the child nobody releases what another thread held.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class BadImageError(ValueError):
@@ -367,9 +375,29 @@ def decode(item, shape, fitting=WHOLE):
     """Return the image file ``item`` as an array of ``shape``, (C, H, W), and dtype uint8."""
     if _is_pil_image(item):
         return _fit_shared(item, shape, fitting)
-    with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
+    with io.BytesIO(item) if isinstance(item, bytes) else open_file(item) as file:
         image = _open(file)
         return _fit_image(image, shape, fitting, _draft(image, shape, fitting))
+
+
+def open_file(path):
+    """Open a file to read from; raise if it is a pipe, a terminal or another device.
+
+    To open or to read one of these can wait for ever. It is looked at when it is open, so that
+    nothing takes its place in between.
+    """
+    return open(path, "rb", opener=_open_without_waiting)
+
+
+def _open_without_waiting(path, flags):
+    # Windows has neither flag, nor what they are for.
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder, open says that it is one
+        os.close(descriptor)
+        raise _Unreadable("it is not a regular file")
+    return descriptor
 
 
 def fit(image, shape, fitting=WHOLE):
@@ -405,7 +433,7 @@ def _too_large():
 
 
 def _fit_shared(image, shape, fitting):
-    with _LOADING:
+    with _loading:
         image.load()
         _orientation(image)  # which the image keeps, too
     return _fit_image(image, shape, fitting)
@@ -423,6 +451,8 @@ def _fit_image(image, shape, fitting, box=None):
         image = image.resize(size, Image.Resampling[fitting.interpolation], box=box)
     if orientation in UPRIGHT:
         image = image.transpose(Image.Transpose[UPRIGHT[orientation]])
+    if image.mode != MODES[channels]:
+        image = image.convert(MODES[channels])
     return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -449,9 +479,7 @@ def _convert(image, channels):
         raise _Unreadable(f"an image of mode {image.mode} has no {channels} channels")
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     if sixteen_bits:
-        # Pillow's own conversion clips at 255. 65,535 is 257 times 255.
-        values = np.asarray(image).astype(np.uint32)
-        image = import_pillow().fromarray(((values + 128) // 257).astype(np.uint8))
+        image = _to_eight_bits(image)
     elif image.mode in ("I", "F"):
         raise _Unreadable(
             f"its values (Pillow's mode {image.mode}) have no fixed range; take a reader that "
@@ -460,8 +488,21 @@ def _convert(image, channels):
     elif "transparency" in image.info and image.mode == "P":
         # By way of RGBA: to convert it at once is undefined, and Pillow warns of it.
         image = image.convert("RGBA")
-    mode = MODES[channels]
-    return image if image.mode == mode else image.convert(mode)
+    # Grey becomes colour when it is small: the numbers are the same, of a fifth of the memory.
+    modes = ("RGB", "L") if channels == 3 else (MODES[channels],)
+    return image if image.mode in modes else image.convert(modes[0])
+
+
+def _to_eight_bits(image):
+    # Pillow's own conversion clips at 255. 65,535 is 257 times 255. Some rows at a time: large
+    # images would take several times their memory.
+    width, height = image.size
+    pixels = np.empty((height, width), np.uint8)
+    n_rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, n_rows):
+        strip = image.crop((0, top, width, min(top + n_rows, height)))
+        pixels[top : top + n_rows] = (np.asarray(strip, np.uint32) + 128) // 257
+    return import_pillow().fromarray(pixels)
 
 
 def _fit_array(array, shape, fitting):

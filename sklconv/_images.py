@@ -11,6 +11,7 @@ import torch
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import validate_data
 
+from ._devices import leave_parents_threads
 from ._files import ImageFiles, as_file_list, is_image_files
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
@@ -185,23 +186,31 @@ def check_images(estimator, X, *, reset):
     Feature names are recorded (``reset``) or compared. Neither copies an array. Image files
     come back as a list.
     """
+    leave_parents_threads()
     if isinstance(X, (str, bytes, PathLike)):
         raise TypeError("X is a single image file: give a list of them, also of one: [X]")
     if is_image_files(X):
         return as_file_list(X)
+    if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):
+        raise ValueError("X is empty: no photos or other images are in it")
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu().numpy()
     elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):
         X = [x.detach().cpu().numpy() for x in X]
-    X = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        dtype=None,
-        ensure_2d=False,
-        allow_nd=True,
-        ensure_all_finite=False,
-    )
+    try:
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            dtype=None,
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_all_finite=False,
+        )
+    except ValueError:
+        if isinstance(X, (list, tuple)):
+            _check_equal_shapes(X)
+        raise
     if X.ndim < 2:
         raise ValueError(
             f"Expected 2D array, got {X.ndim}D array instead: X of shape {X.shape} holds no "
@@ -218,6 +227,18 @@ def check_images(estimator, X, *, reset):
             "a minimum of 1 is required."
         )
     return _as_numeric(X)
+
+
+def _check_equal_shapes(images):
+    """Raise if two of ``images``, the entries of a list, are not of one shape."""
+    first = np.shape(images[0])
+    for position, image in enumerate(images):
+        if np.shape(image) != first:
+            raise ValueError(
+                f"X holds images of unequal shapes: X[0] has {first}, X[{position}] has "
+                f"{np.shape(image)}. Resize them to one, or give files or PIL images, which are "
+                "resized to image_shape"
+            )
 
 
 def is_plain_array(X):
@@ -272,10 +293,12 @@ def as_tensor(batch, device=None, estimator_name=None):
     if batch.dtype not in (np.uint8, np.float32):
         with np.errstate(over="ignore"):  # what is too large for float32 is an error below
             batch = batch.astype(np.float32)
-    elif not batch.flags.writeable or min(batch.strides) < 0:
-        # torch takes neither arrays that it must not write to nor reversed ones.
-        batch = batch.copy()
-    tensor = torch.from_numpy(batch)
+    elif not (batch.flags.writeable and batch.flags.aligned):
+        batch = batch.copy()  # torch would write to it, and read it as if it were aligned
+    try:
+        tensor = torch.from_numpy(batch)
+    except ValueError:  # reversed axes, or a field of packed records: distances of any length
+        tensor = torch.from_numpy(batch.copy())
     checked = estimator_name is not None and batch.dtype == np.float32
     # The sum of all is finite where each is; else each is looked at, for the error.
     if checked and not math.isfinite(tensor.sum()):
@@ -340,7 +363,10 @@ def check_finite(images, estimator_name):
 
 
 def channel_statistics(images):
-    """Return each channel's mean and standard deviation, two lists; a constant's std is 1."""
+    """Return each channel's mean and standard deviation, and the largest absolute value.
+
+    Two lists and a number. The standard deviation of a constant channel is 1.
+    """
     if isinstance(images, ImageFiles) and len(images) > MAX_FILES_SUMMED:
         spread = np.linspace(0, len(images) - 1, MAX_FILES_SUMMED).astype(int)
         images = images.take(spread)
@@ -349,12 +375,15 @@ def channel_statistics(images):
     # The first pixel as origin keeps the squares small whatever the offset.
     origin = images[:1][0, :, 0, 0].astype(np.float64)
     exact = images.dtype == np.uint8
-    total, squares = np.zeros(channels), np.zeros(channels)
+    total, squares, largest = np.zeros(channels), np.zeros(channels), 0.0
     for cut in slices(len(images), max(1, CACHE_BYTES // (math.prod(images.shape[1:]) * 8))):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
         rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
-        block = torch.from_numpy(np.require(rows, dtype, ["C", "W"])).to(torch.float64)
+        in_order = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
+        flat = torch.from_numpy(in_order)
+        largest = max(largest, *(abs(float(value)) for value in flat.aminmax()))
+        block = flat.to(torch.float64).view(rows.shape)
         for channel in range(channels):
             values = block[:, channel].reshape(-1)
             values = values if exact else values - origin[channel]
@@ -366,7 +395,12 @@ def channel_statistics(images):
     mean = total / n_values
     std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
     std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
-    return (mean + origin).tolist(), std.tolist()
+    for small in np.flatnonzero(std < 1 / np.finfo(np.float32).max):
+        raise ValueError(
+            f"channel {small} of X has a standard deviation of {std[small]:.3g}, by which "
+            "float32 can't divide: multiply X by a constant so that it is near 1"
+        )
+    return (mean + origin).tolist(), std.tolist(), largest
 
 
 def _chunks(images):

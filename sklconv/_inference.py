@@ -1,13 +1,14 @@
 """Batches of images through a fitted network, without gradients, to numpy arrays."""
 
 import math
+import warnings
 from contextlib import closing
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._devices import keep_freed_memory
+from ._devices import keep_freed_memory, leave_parents_threads
 from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
 # Images of few values take less time in larger batches, of which no layer's output grows so
@@ -21,9 +22,13 @@ PADDED_ROWS, PADDED_VALUES = 32, 64
 # On a CPU, the feature maps of many large images do not stay in its caches: batches are cut.
 PIECE_IMAGES, PIECE_VALUES = 4, 2**20
 
+# So few can all be dark by chance.
+FEW_VALUES = 256
+
 
 def read_images(estimator, X):
     """Check ``X`` against the images that ``estimator`` was fitted on; return ``(n, C, H, W)``."""
+    leave_parents_threads()
     # check_is_fitted and validate_data alone cost a third of one image's way through a network.
     if not estimator.__sklearn_is_fitted__():
         check_is_fitted(estimator)
@@ -60,6 +65,7 @@ def collect_outputs(network, images, run, name, batch_size=None):
     n, start = len(images), 0
     if n <= (batch_size or _default_batch_size(network, images)):
         batch = take_batch(images, slice(0, n), network.device, name)
+        warn_of_scale(network.prepare.largest, batch)
         return _evaluate(network, batch, run).numpy()
     for output in _iterate_tensors(network, images, run, name, batch_size):
         if start == 0:
@@ -73,8 +79,43 @@ def collect_outputs(network, images, run, name, batch_size=None):
 def _iterate_tensors(network, images, run, name, batch_size):
     cuts = slices(len(images), batch_size or _default_batch_size(network, images))
     with closing(iterate_batches(images, cuts, network.device, name)) as batches:
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number == 0:
+                warn_of_scale(network.prepare.largest, batch)
             yield _evaluate(network, batch, run)
+
+
+def warn_of_scale(largest, batch):
+    """Warn if ``batch`` is on quite another scale than the pixels at fit.
+
+    That is, of fractions in [0, 1] if they went beyond 30, and beyond 100 if they did not go
+    beyond 3. What is dark, blank or a mask on the right scale gets no warning.
+
+    Parameters
+    ----------
+    largest : float or None
+        The largest absolute value at fit; None: nothing is known of it.
+    batch : torch.Tensor
+    """
+    if largest is None or 3 < largest <= 30 or (largest > 30 and batch.dtype == torch.uint8):
+        return
+    highest = float(batch.max())
+    if largest <= 3:
+        strange = highest > 100
+    else:
+        strange = 0.5 < highest <= 1 and batch.numel() > FEW_VALUES and _has_fractions(batch)
+    if strange:
+        warnings.warn(
+            f"X is on another scale than it was at fit, where its largest value was {largest:.4g}"
+            f": now it holds {'numbers beyond 100' if largest <= 3 else 'fractions up to 1'}. "
+            "Predictions and features are of no use unless both scales are one",
+            UserWarning,
+            stacklevel=1,  # one place, so that Python shows it once
+        )
+
+
+def _has_fractions(batch):
+    return bool(batch.min() >= -1) and bool((batch != batch.round()).any())
 
 
 def _n_values(network, image_shape):
@@ -104,7 +145,8 @@ def _evaluate(network, batch, run):
         missing = max(PADDED_ROWS - n, 0)
     with torch.inference_mode():
         if missing:
-            batch = torch.cat([batch, batch.new_zeros((missing, *batch.shape[1:]))])
+            # With an image, for zeros may be no pixels: a backbone's range can exclude them.
+            batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
         pieces = batch.split(_piece_size(network, batch))
         output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
         if missing:

@@ -37,11 +37,13 @@ class PreparePixels(nn.Module):
     """Pixels as they come, uint8 or float, to the float32 that a network wants.
 
     With ``mean`` and ``std`` (one value a channel) pixels are standardised; without, uint8
-    is divided by 255 and other numbers are left unchanged.
+    is divided by 255 and other numbers are left unchanged. ``largest`` is the largest absolute
+    value that they had at fit, where that is known.
     """
 
-    def __init__(self, mean=None, std=None):
+    def __init__(self, mean=None, std=None, largest=None):
         super().__init__()
+        self.largest = largest
         self.standardize = mean is not None
         if self.standardize:
             self.register_buffer("scale", _per_channel([1 / s for s in std]))

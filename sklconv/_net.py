@@ -204,7 +204,7 @@ class LeanNet(NeuralNetClassifier):
                 # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
                 if self.device == "cpu" and not math.isfinite(loss):
                     break
-        self._check_losses(losses, cuts)
+        self._check_losses(losses, cuts, first=training.n_epochs == 0)
         sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
         hits = torch.cat(winners) == targets
         return {
@@ -216,11 +216,17 @@ class LeanNet(NeuralNetClassifier):
         for group, lr in zip(self.optimizer_.param_groups, lrs, strict=True):
             group["lr"] = lr
 
-    def _check_losses(self, losses, cuts):
+    def _check_losses(self, losses, cuts, first):
         finite = torch.isfinite(torch.stack(losses)).tolist()
         if all(finite):
             return
         batch = finite.index(False)
+        if first and batch == 0:
+            raise ValueError(
+                f"the loss of the first batch is {float(losses[0])}, before any step was taken: "
+                "what the network makes of X is not finite. Check the scale of X (which "
+                "standardize=True learns), augment, the network's weights and the criterion"
+            )
         lr = self.optimizer_.param_groups[0]["lr"]
         raise ValueError(
             f"the loss became {float(losses[batch])} in epoch {len(self.history)}, batch "

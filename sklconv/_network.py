@@ -1,6 +1,5 @@
 """``module=`` to a torch module: networks of declarative layers, and users' own."""
 
-import difflib
 import fnmatch
 import inspect
 from contextlib import contextmanager, nullcontext
@@ -15,8 +14,10 @@ from . import layers
 from ._backbones import Backbone
 from ._layouts import RightLayouts, risks_of_modules
 from ._modules import ImageNetwork, PreparePixels, initialize_weights
+from ._pretrained import suggest_network
 from ._randomness import generator, mask_generator, seeded_global_states
 from ._stack import LayerStack
+from ._suggestions import did_you_mean
 from ._taps import trace_layers
 
 # Blank images that a network is tried with.
@@ -191,8 +192,9 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         As `sklconv.ConvNetClassifier` takes it.
     image_shape : tuple of int
     n_classes : int
-    statistics : (list, list) or None
-        Each channel's mean and standard deviation, to standardise by.
+    statistics : (list, list, float) or None
+        Each channel's mean and standard deviation, to standardise by, and the largest absolute
+        value.
     seed : int
     """
     # Declarative layers take the generator; others' constructors draw from the global states.
@@ -258,10 +260,9 @@ def frozen_layers(network, freeze):
     for pattern in [freeze] if isinstance(freeze, str) else freeze:
         names = [pattern] if pattern in layers else fnmatch.filter(layers, pattern)
         if not names:
-            nearest = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.4)
             raise ValueError(
                 f"freeze={pattern!r} is not a layer of this network. Its layers are: "
-                f"{', '.join(layers)}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+                f"{', '.join(layers)}.{did_you_mean(pattern, layers)}"
             )
         found |= {name: layers[name] for name in names}
     return list(found.values())
@@ -279,9 +280,17 @@ def build_body(module, image_shape, n_classes, generator):
         return deepcopy(module)
     raise TypeError(
         f"module={module!r} is none of 'auto', a list of (name, layer) pairs, a TorchModule, a "
-        "Backbone and a torch.nn.Module instance"
-        + (f"; for a class, TorchModule({module.__name__})" if isinstance(module, type) else "")
+        f"Backbone and a torch.nn.Module instance{_meant(module)}"
     )
+
+
+def _meant(module):
+    if isinstance(module, type):
+        return f"; for a class, TorchModule({module.__name__})"
+    if not isinstance(module, str):
+        return ""
+    hint = did_you_mean(module, ["auto"]) or suggest_network(module, form="Backbone({!r})")
+    return f".{hint}"
 
 
 def trace_network(network, image_shape, n_outputs=None):

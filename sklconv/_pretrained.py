@@ -1,9 +1,12 @@
 """Networks by name: the libraries they come from, and the preprocessing of their weights."""
 
-import difflib
+from contextlib import suppress
 from importlib import import_module
+from importlib.metadata import version
 
 import torch
+
+from ._suggestions import did_you_mean
 
 
 class Timm:
@@ -150,24 +153,49 @@ def create_network(network, pretrained):
         ) from error
 
 
+def suggest_network(name, form="{!r}"):
+    """Return " Did you mean 'timm/…'?" of the network that is most like ``name``, or ""."""
+    bare = name.rpartition("/")[2]
+    for library in LIBRARIES:
+        with suppress(ImportError):
+            names = _import(library, name).names()
+            hint = did_you_mean(bare, names, form=form.format(f"{library}/{{}}"))
+            if hint:
+                return hint
+    return ""
+
+
 def _find(network):
     library, _, name = network.partition("/")
     if library not in LIBRARIES or not name:
         forms = " nor ".join(f"'{library}/NAME'" for library in LIBRARIES)
-        raise ValueError(f"Backbone: network={network!r} is neither {forms} nor a module")
+        raise ValueError(
+            f"Backbone: network={network!r} is neither {forms} nor a module."
+            f"{suggest_network(network)}"
+        )
+    return _import(library, network), name
+
+
+def _import(library, network):
+    package, extra = LIBRARIES[library].package, LIBRARIES[library].extra
     try:
-        return LIBRARIES[library](), name
+        return LIBRARIES[library]()
     except ImportError as error:
-        package, extra = LIBRARIES[library].package, LIBRARIES[library].extra
         raise ImportError(
             f'{network!r} needs {package}: pip install "sklconv[{extra}]" ({error})'
+        ) from error
+    except (RuntimeError, AttributeError) as error:
+        # torchvision, which timm imports too, has not found its operators in this torch.
+        if "torchvision" not in str(error):
+            raise
+        raise ImportError(
+            f"{network!r}: torch {torch.__version__} and torchvision {version('torchvision')} are "
+            f"of different builds ({error}). Install the two together, for the same version of "
+            "CUDA or for CPUs: pip install --force-reinstall torch torchvision"
         ) from error
 
 
 def _unknown(network, names):
     library, _, name = network.partition("/")
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return ValueError(
-        f"Backbone: {library} has no network {name!r}"
-        + (f". Did you mean {', '.join(f'{library}/{n}' for n in nearest)}?" if nearest else "")
-    )
+    hint = did_you_mean(name, names, n=3, form=f"{library}/{{}}")
+    return ValueError(f"Backbone: {library} has no network {name!r}.{hint}")

@@ -1,5 +1,6 @@
 """Random draws that repeat, whatever else draws from torch's and numpy's global states."""
 
+import os
 import random
 import threading
 from contextlib import contextmanager
@@ -9,6 +10,16 @@ import torch
 
 # The global states are one for all threads: whoever seeds them has them alone.
 _global_states = threading.RLock()
+
+
+def _renew_lock():
+    global _global_states
+    _global_states = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # In the child nobody releases what another thread held.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def generator(seed, device="cpu"):

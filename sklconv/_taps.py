@@ -1,6 +1,5 @@
 """Activations of named layers, from a pass that stops behind the deepest of them."""
 
-import difflib
 import fnmatch
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import nn
 from ._devices import autocast
 from ._passes import pass_hooks
 from ._stack import LayerStack
+from ._suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,9 @@ def _matching(layer, names):
     found = fnmatch.filter(names, layer)
     if found:
         return found
-    nearest = difflib.get_close_matches(layer, [*names, "penultimate"], n=1, cutoff=0.4)
     raise ValueError(
         f"layer={layer!r} is not a layer of this network. Its layers are: {', '.join(names)}."
-        + (f" Did you mean {nearest[0]!r}?" if nearest else "")
+        + did_you_mean(layer, [*names, "penultimate"])
     )
 
 

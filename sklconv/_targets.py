@@ -29,7 +29,7 @@ def encode_labels(y, classes, name):
     return np.searchsorted(classes, y)
 
 
-def combined_weights(sample_weight, class_weight, images, y, name):
+def combined_weights(sample_weight, class_weight, images, y, classes, name):
     """Return sample weights times class weights, or None where there are neither."""
     weights = None
     if sample_weight is not None:
@@ -40,14 +40,28 @@ def combined_weights(sample_weight, class_weight, images, y, name):
         except ValueError as error:
             raise ValueError(str(error).replace("sample_weight", name)) from None
     if class_weight is not None:
-        of_class = compute_sample_weight(class_weight, y)
-        if of_class.min() < 0:
-            raise ValueError(f"class_weight={class_weight} holds negative weights")
+        of_class = _weights_by_class(class_weight, y, classes)
         weights = of_class if weights is None else weights * of_class
     if weights is not None and not weights.sum() > 0:
         name = "class_weight" if sample_weight is None else name
         raise ValueError(f"{name}: all weights are zero, so there is nothing to learn from")
     return weights
+
+
+def _weights_by_class(class_weight, y, classes):
+    if class_weight == "balanced":
+        return compute_sample_weight(class_weight, y)
+    # scikit-learn's function refuses a dict that does not name just the classes in y, of which a
+    # chunk may lack some. The classes of a fold, though, are those in its y: a dict that names
+    # them all may be for more.
+    labels = classes.tolist()
+    unknown = [label for label in class_weight if label not in labels]
+    if unknown and not all(label in class_weight for label in labels):
+        raise ValueError(f"class_weight has weights of {unknown}, not among the classes {labels}")
+    of_classes = np.array([class_weight.get(label, 1) for label in labels], np.float64)
+    if of_classes.min() < 0:
+        raise ValueError(f"class_weight={class_weight} holds negative weights")
+    return of_classes[encode_labels(y, classes, "y")]
 
 
 def hold_out(targets, fraction, random_state):

@@ -7,11 +7,15 @@ A list of ``(name, layer)`` pairs is a network, as the steps of a
 
 from numbers import Integral, Real
 
-from sklearn.base import BaseEstimator
 from torch import nn
 
 from . import _modules
-from ._sklearn import Interval, StrOptions, validate_parameter_constraints
+from ._sklearn import (
+    Interval,
+    StrOptions,
+    SuggestingEstimator,
+    validate_parameter_constraints,
+)
 
 __all__ = [
     "Activation",
@@ -34,7 +38,7 @@ _CONSTRAINTS = {
 }
 
 
-class Layer(BaseEstimator):
+class Layer(SuggestingEstimator):
     """What all layers have in common: they check their parameters and become torch modules."""
 
     _parameter_constraints: dict = {}

@@ -5,6 +5,7 @@ import gc
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import weakref
@@ -174,6 +175,44 @@ def test_names_say_their_library(name):
         Backbone(name).resolve()
 
 
+def test_a_name_without_its_library_is_answered_with_both(timm):
+    with pytest.raises(ValueError, match=r"Did you mean 'timm/resnet18'\?$"):
+        Backbone("resnet18").resolve()
+    with pytest.raises(TypeError, match=r"Did you mean Backbone\('timm/resnet18'\)\?$"):
+        ConvNetClassifier("resnet18").fit(*colours())
+
+
+def test_a_name_without_its_library_where_timm_is_missing(torchvision, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"Did you mean 'torchvision/resnet18'\?$"):
+        Backbone("resnet18").resolve()
+
+
+@pytest.mark.parametrize("name", ["timm/resnet18", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError('operator torchvision::nms does not exist')",
+        # at the second import
+        "AttributeError('partially initialized module torchvision has no attribute extension')",
+    ],
+)
+def test_torch_and_torchvision_of_different_builds(monkeypatch, tmp_path, name, error):
+    for library in ("torchvision", "timm"):
+        for module in [key for key in sys.modules if key.partition(".")[0] == library]:
+            monkeypatch.delitem(sys.modules, module)
+    (tmp_path / "torchvision.py").write_text(f"raise {error}")
+    (tmp_path / "timm.py").write_text("import torchvision")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sklconv._pretrained.version", lambda name: "0.28.0+cu130")
+    message = (
+        rf"{name}.*torch {re.escape(torch.__version__)} and torchvision 0\.28\.0\+cu130 are of "
+        r"different builds \(.*\).*pip install --force-reinstall torch torchvision"
+    )
+    with pytest.raises(ImportError, match=message):
+        Backbone(name).resolve()
+
+
 @pytest.mark.parametrize(
     ("library", "module", "extra"),
     [
@@ -314,7 +353,7 @@ def test_files_that_hold_no_weights(tmp_path, name, content):
         features_of(Backbone(make_small, weights=tmp_path / name), colours()[0])
 
 
-@pytest.mark.parametrize("saved", [torch.ones(3), {"a": 1}, [1, 2]])
+@pytest.mark.parametrize("saved", [torch.ones(3), {"a": 1}, [1, 2], {0: torch.ones(3)}])
 def test_a_file_of_something_else_is_named(tmp_path, saved):
     torch.save(saved, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="not named tensors"):
@@ -539,6 +578,17 @@ def test_value_range_says_what_pixels_span(small, value_range, scale):
     expected = features_of(Backbone(small, **HALVES), X)
     came = features_of(Backbone(small, value_range=value_range, **HALVES), scale(scaled))
     assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_a_value_range_without_zero_on_images_so_small_that_they_are_padded(n):
+    X = np.random.default_rng(0).uniform(10, 20, (n, 3, 4, 4)).astype(np.float32)
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())
+    backbone = Backbone(network, value_range=(10, 20), **HALVES)
+    with torch.no_grad():
+        expected = network(((torch.from_numpy(X) - 10) / 10 - 0.5) / 0.25)
+    came = features_of(backbone, X, layer=-1, data_format="channels_first")
+    assert_allclose(came, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [255.0, -0.5, 1.001])
@@ -942,6 +992,22 @@ def test_files_as_x_of_an_extractor(small, photos):
     ):
         assert_array_equal(extractor.transform(form), expected)
         assert_array_equal(clone(extractor).fit(form).transform(form), expected)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", None])
+@pytest.mark.parametrize("kind", ["module", "function"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_files_have_the_channels_that_the_network_takes(photos, channels, kind, weights):
+    files, y = read_folder(photos)
+    network = SmallNet(channels) if kind == "module" else lambda: SmallNet(channels)
+    backbone = Backbone(network, weights=weights, image_size=12)
+    state = torch.get_rng_state()
+    extractor = ConvFeatureExtractor(backbone, random_state=0).fit(files)
+    assert extractor.image_shape_ == (channels, 12, 12)
+    assert extractor.transform(files).shape == (24, 8)
+    clf = ConvNetClassifier(backbone, max_epochs=1, random_state=0).fit(files, y)
+    assert clf.image_shape_ == (channels, 12, 12)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_search_over_files(small, photos):

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.svm import SVC
 from skorch.callbacks import Callback
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
 from sklconv.layers import Conv, Dense, Dropout, MaxPool
 
 LAYERS = [
@@ -109,9 +110,23 @@ BAD_X = [
     ),
     bad("dates", X.astype("datetime64[s]"), ValueError, ["X", "numbers", "datetime64"]),
     bad("no images", X[:0], ValueError, ["0 sample(s)", "minimum of 1"]),
-    bad("an empty list", [], ValueError, ["0 sample(s)", "minimum of 1"]),
+    bad("an empty list", [], ValueError, ["X is empty", "no photos"]),
+    bad("an empty array", np.array([], dtype=str), ValueError, ["X is empty", "no photos"]),
+    bad("an empty Series", pd.Series([], dtype=str), ValueError, ["X is empty", "no photos"]),
     bad("no pixels", X[:, :0], ValueError, ["0 feature(s)", "minimum of 1"]),
-    bad("images of two sizes", [X[0], X[1, :5]], ValueError, ["inhomogeneous"]),
+    bad(
+        "images of two sizes",
+        [X[0], X[1], X[2, :5]],
+        ValueError,
+        ["X[0] has (8, 8)", "X[2] has (5, 8)", "Resize", "files or PIL images"],
+    ),
+    bad(
+        "a tuple of tensors of two sizes",
+        (torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)),
+        ValueError,
+        ["(3, 8, 8)", "X[1] has (3, 8, 9)"],
+    ),
+    bad("rows of two lengths", [[1.0] * 64, [1.0] * 63], ValueError, ["(64,)", "(63,)"]),
 ]
 
 
@@ -296,7 +311,7 @@ def test_bad_sample_weights(weights, words, fitted):
     [
         bad("negative", {"a": -1}, ["class_weight", "negative"]),
         bad("all zero", {"a": 0, "b": 0, "c": 0}, ["class_weight", "zero"]),
-        bad("other classes", {"d": 2}, ["class_weight"]),
+        bad("no class", {"a": 2, "d": 2}, ["class_weight", "['d']", "['a', 'b', 'c']"]),
     ],
 )
 def test_bad_class_weights(class_weight, words, fitted):
@@ -415,6 +430,51 @@ def test_bad_parameters_of_the_classifier(params, words, fitted):
 
 
 @pytest.mark.parametrize(
+    ("params", "meant"),
+    [
+        ({"optimizer": "sgdd"}, "'sgd'"),
+        ({"optimizer": "Adam"}, "'adam'"),
+        ({"lr_schedule": "one_cycle"}, "'onecycle'"),
+        ({"data_format": "NCHW"}, "'channels_first'"),
+        ({"precision": "bf16"}, "'bfloat16'"),
+        ({"module": "atuo"}, "'auto'"),
+        ({"module": [("conv", Conv(4, 3, activation="ReLU"))]}, "'relu'"),
+    ],
+    ids=str,
+)
+def test_a_word_that_is_meant_is_proposed(params, meant):
+    with pytest.raises((ValueError, TypeError), match=f"Did you mean {meant}\\?$"):
+        classifier().set_params(**params).fit(X, y)
+
+
+@pytest.mark.parametrize("params", [{"optimizer": "xyz"}, {"class_weight": "even"}, {"lr": "a"}])
+def test_nothing_is_proposed_for_words_unlike_any(params):
+    with pytest.raises(ValueError, match=r"'(optimizer|class_weight|lr)' parameter") as raised:
+        classifier(**params).fit(X, y)
+    assert "Did you mean" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "name", "meant"),
+    [
+        (ConvNetClassifier(), "learning_rate", "lr"),
+        (ConvNetClassifier(), "epochs", "max_epochs"),
+        (ConvNetClassifier(), "optimiser", "optimizer"),
+        (ConvNetClassifier(), "conv11__filters", "conv1"),
+        (ConvNetClassifier(), "conv1__kernel", "kernel_size"),
+        (ConvNetClassifier(LAYERS), "dens__units", "dense"),
+        (ConvFeatureExtractor(), "layers", "layer"),
+        (extractor(), "estimator__learning_rate", "lr"),
+        (ConvFeatureExtractor(Backbone("timm/resnet18")), "estimator__img_size", "image_size"),
+    ],
+)
+def test_a_parameter_that_is_meant_is_proposed(estimator, name, meant):
+    message = rf"Invalid parameter .*Valid parameters are: .*Did you mean '{meant}'\?$"
+    with pytest.raises(ValueError, match=message):
+        clone(estimator).set_params(**{name: 3})
+
+
+@pytest.mark.parametrize(
     ("params", "error", "words"),
     [
         bad(
@@ -525,7 +585,11 @@ def press_ctrl_c(batch):
 
 FAILURES = {
     "an error in augment": (raise_stop, Stop, None),
-    "a loss of NaN": (to_nan, ValueError, r"loss became nan in epoch \d, batch \d of 3"),
+    "a loss of NaN": (
+        to_nan,
+        ValueError,
+        r"loss of the first batch is nan|loss became nan in epoch \d, batch \d of 3",
+    ),
 }
 
 
@@ -579,6 +643,31 @@ def test_a_first_partial_fit_whose_loss_is_not_finite():
     with pytest.raises(ValueError, match=r"loss became .* learning rate of 1e\+30.* smaller lr"):
         clf.partial_fit(X, y, classes=["a", "b", "c"])
     assert not hasattr(clf, "classes_")
+
+
+@pytest.mark.parametrize("way", ["fit", "partial_fit"])
+@pytest.mark.parametrize("standardize", [True, False])
+@pytest.mark.parametrize("scale", [1e-42, 1e36])
+def test_images_of_a_scale_that_no_learning_rate_mends(scale, standardize, way):
+    layers = [("dense", Dense(8, kernel_init=("normal", 1.0)))]
+    clf = classifier(standardize=standardize, lr=1e-6).set_params(module=layers)
+    arguments = {"classes": ["a", "b", "c"]} if way == "partial_fit" else {}
+    small = scale < 1
+    if small != standardize:  # small numbers are as good as 0, large ones are standardised
+        getattr(clf, way)(scale * X, y, **arguments)
+        assert np.isfinite(clf.predict_proba(scale * X)).all()
+        return
+    message = "channel 0 of X has .* deviation of .*e-41" if small else "first batch.*scale of X"
+    with pytest.raises(ValueError, match=message) as raised:
+        getattr(clf, way)(scale * X, y, **arguments)
+    assert "lr" not in str(raised.value)
+    assert "learning rate" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [1e-40, 1e30])
+def test_constant_images_of_any_scale_train(value):
+    clf = classifier().fit(np.full_like(X, value), y)
+    assert np.isfinite(clf.predict_proba(X * np.float32(value))).all()
 
 
 # Ctrl-C

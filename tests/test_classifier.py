@@ -264,6 +264,24 @@ def test_class_weight_and_sample_weight_multiply():
     assert_array_equal(weights_of(clf), weights_of(small().fit(X, y, sample_weight=both)))
 
 
+@pytest.mark.parametrize("labels", [y, WORDS[y]], ids=["integers", "strings"])
+def test_class_weights_of_classes_that_a_chunk_lacks(labels):
+    classes, chunk = np.unique(labels), y < 4
+    class_weight = {classes[1]: 3.0, labels[y == 7][0]: 5.0}
+    weights = np.array([class_weight.get(label, 1.0) for label in labels[chunk]])
+    clf, expected = small(class_weight=class_weight), small()
+    clf.partial_fit(X[chunk], labels[chunk], classes=classes)
+    expected.partial_fit(X[chunk], labels[chunk], classes=classes, sample_weight=weights)
+    assert_array_equal(weights_of(clf), weights_of(expected))
+
+
+def test_class_weights_of_classes_that_a_fold_lacks():
+    fold = y < 3
+    clf = small(class_weight={0: 1.0, 1: 2.0, 2: 1.0, 9: 5.0}).fit(X[fold], y[fold])
+    expected = small(class_weight={1: 2.0}).fit(X[fold], y[fold])
+    assert_array_equal(weights_of(clf), weights_of(expected))
+
+
 # Validation and early stopping --------------------------------------------------------------
 
 

@@ -63,6 +63,10 @@ def make_seeded():
     return make()
 
 
+def make_grey():
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
+
+
 def broken():
     return 1 / 0
 
@@ -354,6 +358,25 @@ def test_links_are_followed_but_not_in_circles(photos, capsys):
     assert "photos/broken.png: no such file or directory" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links take rights, and pipes have no names")
+@pytest.mark.parametrize("places", ["folder", "files"])
+def test_pipes_devices_and_links_to_themselves_are_bad_photos(photos, places, capsys):
+    os.mkfifo("photos/pipe.png")
+    Path("photos/device.png").symlink_to("/dev/zero")
+    Path("photos/loop.png").symlink_to("loop.png")
+    Path("photos/loop").symlink_to("loop", target_is_directory=True)
+    specials = ["photos/device.png", "photos/loop.png", "photos/pipe.png"]
+    named = ["photos"] if places == "folder" else [*specials, *photos]
+    assert extract(*named, *OPTIONS) == 0
+    with np.load("features.npz") as written:
+        bad = written["paths"][np.isnan(written["features"]).all(axis=1)]
+    assert sorted(bad) == specials
+    said = capsys.readouterr().err
+    assert "photos/pipe.png: it is not a regular file" in said
+    assert "photos/device.png: it is not a regular file" in said
+    assert "photos/loop.png: " in said
+
+
 def test_names_with_spaces_and_letters_of_any_script(folder):
     names = ['pho tos/grün, "und" blau/ä 1.png', "pho tos/猫/ねこ.png"]
     for name in names:
@@ -363,6 +386,24 @@ def test_names_with_spaces_and_letters_of_any_script(folder):
     assert np.load("ö .npz")["paths"].tolist() == names
     assert pd.read_csv("ö .csv")["path"].tolist() == names
     assert pd.read_parquet("ö .parquet")["class"].tolist() == ['grün, "und" blau', "猫"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names hold no line ends there")
+def test_names_with_line_ends(folder):
+    names = [f"photos/a{end}b/{end}1.png" for end in ("\n", "\r\n", "\r")]
+    for name in names:
+        save_photo(name)
+    Path("photos/b\r.png").write_bytes(b"")
+    assert extract("photos", *OPTIONS, output="features.csv") == 0
+    found = pd.read_csv("features.csv")
+    assert found["path"].tolist() == [*names, "photos/b\r.png"]
+    assert found["class"].tolist()[:3] == ["a\nb", "a\r\nb", "a\rb"]
+    assert found.dtypes.iloc[2:].eq(float).all()
+    for name, rows in (("features.csv", 5), ("features.csv.bad.csv", 2)):
+        with open(name, newline="") as file:
+            lines = list(csv.reader(file))
+        assert len(lines) == rows
+        assert lines[-1][0] == "photos/b\r.png"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
@@ -377,6 +418,13 @@ def test_names_that_are_no_text(folder, capsys):
     assert pd.read_parquet("features.parquet")["path"][1] == "photos/\\xff.png"
     assert pd.read_csv("features.npz.bad.csv")["path"].tolist() == ["photos/bad\\xfe.png"]
     assert "photos/bad\\udcfe.png: it is empty (0 bytes)" in capsys.readouterr().err
+
+
+def test_a_network_of_one_channel_gets_grey_photos(photos):
+    assert extract("photos", "--backbone", "nets:make_grey", "--image-size", "12") == 0
+    features = np.load("features.npz")["features"]
+    assert features.shape == (22, 6)
+    assert np.isfinite(features).all()
 
 
 # Bad photos

@@ -1,9 +1,11 @@
 import copy
 import io
+import os
 import pickle
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps, features
 
 from sklconv import ConvNetClassifier, _files
 from sklconv._files import BadImageError, ImageFiles, as_file_list, is_image_files
+from sklconv.datasets import load_images
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -466,6 +469,74 @@ def test_bad_images_leave_zeros_and_a_list(tmp_path, paths):
     before = files.bad
     assert not files[::-1][0].any()
     assert files.bad == before  # each stands there once
+
+
+@pytest.mark.parametrize("strip_pixels", [1, 40, 2**18])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_converted_strip_by_strip(monkeypatch, strip_pixels, channels):
+    values = pixels(30, 13, dtype=np.uint16)
+    monkeypatch.setattr(_files, "STRIP_PIXELS", strip_pixels)
+    expected = np.rint(values / 257)
+    for image in read(encoded(values, "PNG"), (channels, 30, 13)):
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_large_images_of_sixteen_bits_take_no_more_than_they_need():
+    content = encoded(np.zeros((2000, 1000), np.uint16), "PNG")
+    tracemalloc.start()
+    try:
+        read(content, (3, 8, 8))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.6 * 2000 * 1000  # one of 8 bits, and strips; Pillow's memory is not counted
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+    return path
+
+
+def make_link(path, target):
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes in folders")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: make_fifo(folder / "pipe.png"),
+        lambda folder: make_link(folder / "link.png", make_fifo(folder / "pipe")),
+        lambda folder: make_link(folder / "link.png", "/dev/zero"),
+        lambda folder: make_link(folder / "link.png", "/dev/tty"),
+        lambda folder: "/dev/zero",
+    ],
+    ids=["pipe", "link to a pipe", "link to /dev/zero", "link to /dev/tty", "/dev/zero"],
+)
+def test_pipes_and_devices_are_bad_images_at_once(paths, make, tmp_path):
+    special = make(tmp_path)
+    # Where there is no terminal, /dev/tty can't be opened at all.
+    reason = "it is not a regular file|no such device or address"
+    with pytest.raises(BadImageError, match=f"can't be read: ({reason})$"):
+        ImageFiles([paths[0], special], (3, 8, 8))[:]
+    with pytest.raises(BadImageError, match=reason):
+        load_images([special], (3, 8, 8))
+    files = ImageFiles([special, paths[0]], (3, 8, 8), on_bad_image="nan")
+    np.testing.assert_array_equal(files[:][1], read(paths[0], (3, 8, 8)))
+    assert [row for row, *_ in files.bad] == [0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no descriptors to count")
+def test_pipes_leave_no_descriptor_open(tmp_path):
+    pipe = make_fifo(tmp_path / "pipe.png")
+    files = ImageFiles([pipe] * 20, (3, 8, 8), on_bad_image="nan")
+    before = os.dup(0)
+    os.close(before)
+    files[:]
+    after = os.dup(0)
+    os.close(after)
+    assert after == before
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,13 @@ def locked(X):
     return X
 
 
+def field(X):
+    """X as a field of packed records, whose values lie at any address."""
+    records = np.zeros(len(X), [("label", "u1"), ("image", X.dtype, X.shape[1:])])
+    records["image"] = X
+    return records["image"]
+
+
 # Each takes uint8 images (n, C, H, W) and a folder.
 FORMS = {
     "(n, C, H, W)": lambda X, _: X,
@@ -200,6 +207,9 @@ FORMS = {
         ..., ::-1, :
     ],
     "every second": lambda X, _: np.repeat(X, 2, axis=0)[::2],
+    "field of records": lambda X, _: field(X),
+    "field of floats": lambda X, _: field(X.astype(np.float32)),
+    "flat field of float64": lambda X, _: field(flat(X).astype(np.float64)),
     "object": lambda X, _: X.astype(object),
     "big-endian float64": lambda X, _: X.astype(">f8"),
     "big-endian float32": lambda X, _: X.astype(">f4"),
@@ -532,6 +542,15 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(_images, "CACHE_BYTES", 2**14)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_records_of_a_packed_field(n):
+    X = pixels(20, 3, 6, 5, dtype=np.float32)
+    clf = fit(X)
+    for start in range(4):  # some of them lie at aligned addresses
+        came = clf.decision_function(field(X)[start : start + n])
+        np.testing.assert_array_equal(came, clf.decision_function(X[start : start + n]))
+
+
 def allocated(call):
     """The most bytes that numpy and Python held at once during ``call``."""
     call()  # once beforehand, for what is imported and cached at the first call
@@ -543,7 +562,13 @@ def allocated(call):
         tracemalloc.stop()
 
 
+def packed_records(n):
+    """Records of float32 images of 32×32 pixels behind a label each."""
+    return np.zeros(n, [("label", "u1"), ("image", "f4", (32, 32))])
+
+
 FILES = {
+    "records": lambda: packed_records(2000),
     "uint8": lambda: pixels(8000, 32, 32),
     "float32": lambda: pixels(2000, 32, 32, dtype=np.float32),
     "float64 F order": lambda: np.asfortranarray(pixels(1000, 32, 32, dtype=np.float64)),
@@ -554,7 +579,8 @@ FILES = {
 
 @pytest.fixture(params=FILES)
 def file(request, tmp_path):
-    return memmap(FILES[request.param](), tmp_path)
+    file = memmap(FILES[request.param](), tmp_path)
+    return file if file.dtype.names is None else file["image"]
 
 
 @pytest.mark.parametrize(
@@ -592,14 +618,15 @@ def test_a_file_is_never_copied_whole(use, file, small_chunks):
 
 
 def check_statistics(images, rtol=1e-9):
-    mean, std = channel_statistics(images)
+    mean, std, largest = channel_statistics(images)
     values = images.astype(np.float64)
     axes = (0, 2, 3)
     expected = values.std(axes)
     constant = np.ptp(values, axis=axes) == 0
     np.testing.assert_allclose(mean, values.mean(axes), rtol=rtol, atol=rtol * np.ptp(values))
     np.testing.assert_allclose(std, np.where(constant, 1, expected), rtol=max(rtol, 1e-6))
-    assert all(type(number) is float for number in mean + std)
+    assert all(type(number) is float for number in [*mean, *std, largest])
+    assert largest == np.abs(values).max()
 
 
 @pytest.mark.parametrize(
@@ -638,7 +665,7 @@ def test_channel_statistics_of_any_images(images):
 def test_the_standard_deviation_of_a_constant_channel_is_one(dtype, value):
     images = pixels(50, 2, 9, 9).astype(dtype)
     images[:, 1] = value
-    mean, std = channel_statistics(images)
+    mean, std, _ = channel_statistics(images)
     assert std[1] == 1
     assert mean[1] == images[0, 1, 0, 0]
     assert std[0] == pytest.approx(images[:, 0].astype(float).std())
@@ -665,6 +692,7 @@ def test_channel_statistics_do_not_depend_on_memory_layout(dtype, small_chunks):
         "channels last": np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
         "reversed": np.ascontiguousarray(images[::-1, :, ::-1])[::-1, :, ::-1],
         "big-endian": images.astype(np.dtype(dtype).newbyteorder(">")),
+        "field of records": field(images),
         "float64": images.astype(np.float64),
     }
     for name, view in views.items():
@@ -676,7 +704,8 @@ def test_channel_statistics_in_chunks(dtype, monkeypatch):
     images = (pixels(100, 2, 5, 6, dtype=np.float64) / 7).astype(dtype)
     whole = channel_statistics(images)
     monkeypatch.setattr(_images, "CACHE_BYTES", 1)
-    np.testing.assert_allclose(channel_statistics(images), whole, rtol=1e-12)
+    for came, expected in zip(channel_statistics(images), whole, strict=True):
+        np.testing.assert_allclose(came, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("cache_bytes", [1, 7 * 180, 2**20], ids=["none", "some", "all"])
