@@ -8,12 +8,14 @@ from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from . import _extraction as extraction
 from ._backbones import Backbone
 from ._console import count, in_one_line, say
+from ._digests import Undigestible, network_digest
 from ._extraction import ExtractionError
 from ._feature_extractor import ConvFeatureExtractor
 from ._modules import ImageNetwork
@@ -138,17 +140,30 @@ def _begin(results, extractor, photos, arguments):
         "--batch-size": arguments.batch_size,
         "the device": str(extractor.module_.device),
         "the software": {},
-        "the weights": extraction.network_digest(extractor.module_),
+        "the network": _network_digest(extractor.module_),
         "the photos": extraction.photos_digest(photos),
     }
     for name in SOFTWARE:
         with suppress(PackageNotFoundError):
             settings["the software"][name] = version(name)
-    changed = results.begin(settings, len(extractor.get_feature_names_out()))
+    changed = results.begin(settings, _probe(extractor))
     if changed:
         say(f"sklconv: starting over: changed since the last run: {', '.join(changed)}")
     elif results.n_rows and not arguments.quiet:
         say(f"resuming after {results.n_rows:,} photos")
+
+
+def _network_digest(network):
+    try:
+        return network_digest(network)
+    except Undigestible:
+        return None  # the probe has to tell
+
+
+def _probe(extractor):
+    """Return the features of two images of noise."""
+    shape = (2, *extractor.image_shape_)
+    return extractor.transform(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
 def _compute(results, extractor, photos, arguments):

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from ._files import FORMATS, import_pillow
 from ._images import CHUNK_BYTES, slices
+
+# Largest difference of a probe's features, as a share of the largest.
+PROBE_TOLERANCE = 1e-3
 
 
 class ExtractionError(RuntimeError):
@@ -114,22 +116,14 @@ def photos_digest(photos):
     return digest.hexdigest()
 
 
-def network_digest(network):
-    """Return a digest of a torch module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 class PartialResults:
     """The features that are there so far, kept in a folder beside the output.
 
     ``features`` holds the rows, one behind the other, and ``batches`` a line of JSON a batch:
     its number of rows, their checksum, and which photos in it could not be read. A line is
     written when its rows are; whatever a killed run or a power cut has left beyond the last
-    batch that is whole is cut off. ``settings`` is what the rows depend on.
+    batch that is whole is cut off. ``settings`` is what the rows depend on, and ``probe`` holds
+    the features of images that are the same in each run.
 
     Parameters
     ----------
@@ -153,27 +147,45 @@ class PartialResults:
             self._batches = files.enter_context(open(folder / "batches", "a+b"))
             self._files = files.pop_all()
 
-    def begin(self, settings, n_features):
-        """Go on where the last run stopped if its settings were these.
+    def begin(self, settings, probe):
+        """Go on where the last run stopped if its settings were these, and its probe about this.
+
+        Parameters
+        ----------
+        settings : dict
+        probe : ndarray of shape (n, n_features)
 
         Returns
         -------
         changed : list of str
             Names of the settings for whose sake an earlier run's results were thrown away.
         """
-        self.n_features = n_features
+        self.n_features = probe.shape[1]
         file, before = self.folder / "settings", {}
         with suppress(FileNotFoundError, ValueError):
             before = json.loads(file.read_text())
         changed = [name for name, value in settings.items() if before.get(name) != value]
+        if not changed and not self._agrees(probe):
+            changed = ["what the network computes"]
         if not changed:
             self._recover()
             return []
         was_empty = not self._features.seek(0, io.SEEK_END)
         self.clear()
         with _writing(self.folder):
+            np.save(self.folder / "probe.npy", probe)
             file.write_text(json.dumps(settings, indent=1))
         return [] if was_empty else changed
+
+    def _agrees(self, probe):
+        before = None
+        with suppress(OSError, ValueError, EOFError):
+            before = np.load(self.folder / "probe.npy")
+        if before is None or before.shape != probe.shape:
+            return False
+        # Other numbers of threads and other CPUs round otherwise.
+        atol = PROBE_TOLERANCE * np.nanmax(np.abs(probe), initial=0)
+        return np.allclose(before, probe, rtol=0, atol=atol, equal_nan=True)
 
     def _recover(self):
         self._features.seek(0)
@@ -221,7 +233,7 @@ class PartialResults:
             self._files.close()
         if is_empty:
             # File by file: nobody knows what else somebody may have put there.
-            for name in ("batches", "settings", "features"):
+            for name in ("batches", "settings", "probe.npy", "features"):
                 (self.folder / name).unlink(missing_ok=True)
             with suppress(OSError):
                 self.folder.rmdir()
