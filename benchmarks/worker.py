@@ -32,15 +32,17 @@ class Worker:
         Name of the contender's module.
     python : str
         Interpreter to run it with.
+    folder : Path
+        Whose packages ``benchmarks`` and ``sklconv`` it imports.
     """
 
-    def __init__(self, module, python=sys.executable):
+    def __init__(self, module, python=sys.executable, folder=ROOT):
         self.process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", f"benchmarks.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=folder,
         )
 
     def prepare(self, function, task):
