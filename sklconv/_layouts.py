@@ -71,7 +71,7 @@ def risks_of(weight_shape, stride, padding):
     if rows == columns == 1:
         return set()
     _, channels_a_group, *kernel = weight_shape
-    if channels_a_group == 1 and columns > rows:
+    if channels_a_group == 1 and (rows != columns or rows > min(kernel)):
         return {OUTPUT}
     if kernel == [1, 1]:
         return {GRADIENTS} if padding in (0, (0, 0), "valid") else {OUTPUT, GRADIENTS}

@@ -41,7 +41,10 @@ def test_layouts_are_said_by_the_strides(shape):
         ((4, 3, 1, 1), 1, 0, set()),
         ((4, 3, 3, 3), 2, 1, set()),
         ((4, 1, 4, 4), (1, 2), 0, {"output"}),
-        ((4, 1, 4, 4), (2, 1), 0, set()),
+        ((4, 1, 4, 4), (2, 1), 0, {"output"}),
+        ((4, 1, 1, 3), 3, 0, {"output"}),
+        ((4, 1, 3, 3), 2, 1, set()),
+        ((4, 2, 4, 4), (1, 2), 0, set()),
     ],
 )
 def test_geometries_at_risk(weight, stride, padding, risks):
