@@ -30,7 +30,7 @@ def test_an_svm_on_dense_features_of_digits():
     assert model.score(X[test], y[test]) >= alone - 0.005
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # in a random order others' tests come in between
 def mnist_net(mnist):
     """A network with default parameters, trained on all of MNIST for two epochs."""
     X_train, _, y_train, _ = mnist
