@@ -56,7 +56,8 @@ def training_batches(n, size):
 
 def augmented(x, augment, module):
     """Return what ``augment`` makes of a batch, checked, for `ImageNetwork` ``module``."""
-    images = augment(module.prepare.unpack_bytes(x) if x.dtype == torch.uint8 else x.float())
+    pixels = module.prepare.unpack_bytes(x) if x.dtype == torch.uint8 else x.float()
+    images = augment(pixels.contiguous())  # noise like them is drawn in the order of memory
     if not isinstance(images, torch.Tensor) or images.shape[:2] != x.shape[:2]:
         came = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise ValueError(

@@ -56,8 +56,11 @@ class PreparePixels(nn.Module):
         return x.float() if self.standardize else x.float().div_(255)
 
     def forward(self, x):  # (N, C, H, W), any real dtype -> float32
-        # A copy: neither this nor what comes behind may write into X.
-        pixels = x.to(torch.float32, copy=True)
+        # A copy: neither this nor what comes behind may write into X. Its strides are those of one
+        # of two layouts: X's own, of axes of length one, would choose between kernels.
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        pixels = x.to(torch.float32, copy=True, memory_format=layout)
         if self.standardize:
             pixels.mul_(self.scale).add_(self.shift)
         elif x.dtype == torch.uint8:

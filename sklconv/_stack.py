@@ -82,6 +82,7 @@ class LayerStack(nn.Sequential):
     def forward(self, x):
         observed = {module for module in self if _is_hooked(module)}
         joined = self.training and not observed
+        x = self._in_one_layout(x)
         for stage in self._stages:
             modules = [module for _, module in stage.layers]
             if observed.isdisjoint(modules):
@@ -97,6 +98,7 @@ class LayerStack(nn.Sequential):
         The name ``""`` stands for the output of all.
         """
         found = {}
+        x = self._in_one_layout(x)
         for stage in self._stages:
             inner = [name for name, _ in stage.layers[:-1]]
             steps = stage.layers if names.intersection(inner) else [(stage.layers[-1][0], stage)]
@@ -107,6 +109,10 @@ class LayerStack(nn.Sequential):
                     if len(found) == len(names):
                         return found
         return {**found, "": as_dense(x)}
+
+    def _in_one_layout(self, x):
+        # Convolutions choose their input's layout; others' sums and masks would follow X's.
+        return x if isinstance(self._stages[0], _ConvStage) else x.contiguous()
 
 
 class _Stage:

@@ -1,25 +1,34 @@
-"""What all tests share: the environment, seeds and threads, and real data."""
+"""What all tests share: the environment, seeds, signals, and real data."""
 
 import os
 
-# Set before torch, numpy and scipy are imported, and inherited by joblib's worker processes: sums
-# are formed in the same order everywhere, and scikit-learn's array-API checks are switched on.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# Set before torch, scipy and matplotlib are imported, and inherited by joblib's worker processes.
+# How many threads there are is for the environment to say: OMP_NUM_THREADS, or torch's own choice.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # pytest -n 2 has more of them than cores
+os.environ.setdefault("SCIPY_ARRAY_API", "1")  # scikit-learn's array-API checks
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import importlib
 import importlib.util
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from sklconv.datasets import load_mnist
 
-torch.set_num_threads(1)
+# The same examples on every machine, and none that fails because the machine is slow.
+settings.register_profile(
+    "sklconv",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("sklconv")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +37,17 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts():
+    """Have SIGINT raise KeyboardInterrupt here, and end processes that a test starts.
+
+    In the background of a shell, under nohup or cron it is ignored, and so by children.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,10 @@ from sklconv import ConvFeatureExtractor, ConvNetClassifier
 def test_untouched_defaults_on_digits():
     X, y = load_digits(return_X_y=True)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    scores = cross_val_score(ConvNetClassifier(random_state=0), X, y, cv=folds)
-    assert scores.mean() >= 0.985
+    # One seed's mean differs by 0.0006 between CPUs, and by 0.002 from another seed's.
+    nets = [ConvNetClassifier(random_state=seed) for seed in range(3)]
+    scores = [cross_val_score(net, X, y, cv=folds) for net in nets]
+    assert np.mean(scores) >= 0.985
 
 
 def test_an_svm_on_dense_features_of_digits():
@@ -28,7 +30,7 @@ def test_an_svm_on_dense_features_of_digits():
     assert model.score(X[test], y[test]) >= alone - 0.005
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # in a random order others' tests come in between
 def mnist_net(mnist):
     """A network with default parameters, trained on all of MNIST for two epochs."""
     X_train, _, y_train, _ = mnist

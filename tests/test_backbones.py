@@ -609,7 +609,7 @@ def test_integers_other_than_bytes_have_no_range_of_their_own(small):
         features_of(Backbone(small, **HALVES), X)
     expected = features_of(Backbone(small, **HALVES), colours()[0])
     came = features_of(Backbone(small, value_range=(0, 255), **HALVES), X)
-    assert_allclose(came, expected, rtol=1e-5, atol=1e-7)
+    assert_allclose(came, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_mean_and_std_numbers_go_in_unchanged(small):
@@ -625,10 +625,12 @@ def test_grey_is_repeated_and_alpha_dropped(small):
     X = colours()[0]
     grey = X[..., :1]
     expected = features_of(backbone, np.repeat(grey, 3, axis=3))
-    assert_array_equal(features_of(backbone, grey), expected)
-    assert_array_equal(features_of(backbone, grey[..., 0]), expected)
+    # They lie in memory otherwise, so that resizing may add up otherwise.
+    rounding = {"rtol": 1e-5, "atol": 1e-5 * np.abs(expected).max()}
+    assert_allclose(features_of(backbone, grey), expected, **rounding)
+    assert_allclose(features_of(backbone, grey[..., 0]), expected, **rounding)
     with_alpha = np.concatenate([X, 255 - grey], axis=3)
-    assert_array_equal(features_of(backbone, with_alpha), features_of(backbone, X))
+    assert_allclose(features_of(backbone, with_alpha), features_of(backbone, X), **rounding)
 
 
 @pytest.mark.parametrize("channels", [2, 5])
@@ -760,7 +762,7 @@ def test_a_photographs_features_depend_on_no_other_call(efficientnet_lite, layer
     assert_array_equal(extractor.transform(photos[:1]), alone)
     assert_array_equal(extractor.transform(batch), together)
     other = clone(extractor).set_params(batch_size=4).fit(batch)
-    tolerance = 1e-5 * np.abs(alone).max()
+    tolerance = 1e-4 * np.abs(alone).max()  # rounding of fifty layers, other kernels for few rows
     assert_allclose(together[:1], alone, rtol=0, atol=tolerance)
     assert_allclose(other.transform(batch), together, rtol=0, atol=tolerance)
 
@@ -934,7 +936,9 @@ def test_augmented_bytes_are_the_same_pixels(small, value_range):
         seen.append((float(x.min()), float(x.max())))
         return x
 
-    params = {"max_epochs": 1, "batch_size": 8, "random_state": 0}
+    # Not AdamW: the bias in front of the batch-norm has a gradient of rounding alone, which
+    # it would take steps of full length by.
+    params = {"optimizer": "sgd", "lr": 0.1, "max_epochs": 1, "batch_size": 8, "random_state": 0}
     backbone = Backbone(small, value_range=value_range, **HALVES)
     expected = ConvNetClassifier(backbone, **params).fit(X, y).predict_proba(X)
     clf = ConvNetClassifier(backbone, augment=note, **params).fit(X, y)
@@ -1122,7 +1126,7 @@ def test_a_reader_reads_what_pillow_can_not(small, tmp_path):
         np.save(file, image)
     backbone = Backbone(small, image_size=(20, 16), **HALVES)
     expected = features_of(backbone, X)
-    assert_allclose(features_of(backbone, files, reader=np.load), expected, rtol=1e-5, atol=1e-7)
+    assert_allclose(features_of(backbone, files, reader=np.load), expected, rtol=1e-5, atol=1e-6)
     clf = ConvNetClassifier(backbone, reader=np.load, freeze="backbone", max_epochs=1)
     assert clf.fit(files, y).predict(files).shape == (24,)
 

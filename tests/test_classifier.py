@@ -153,7 +153,8 @@ def test_all_outputs_are_the_same_of_one_row_as_of_many():
     for method in ("predict", "predict_proba", "decision_function"):
         run = getattr(clf, method)
         alone = np.concatenate([run(X_val[i : i + 1]) for i in range(10)])
-        assert_allclose(alone, run(X_val)[:10], rtol=1e-5, atol=1e-6, err_msg=method)
+        # Logits are sums that lose digits where they are near zero: atol goes by the largest.
+        assert_allclose(alone, run(X_val)[:10], rtol=1e-5, atol=1e-5, err_msg=method)
 
 
 # Weights ------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def naive_step(module, X, y, weights, lr):
 def test_one_step_with_sample_weight(kind):
     clf = full_batch().fit(X, y, sample_weight=WEIGHTS[kind])
     expected = naive_step(linear(), X, y, WEIGHTS[kind], lr=0.01)
-    assert_allclose(weights_of(clf), expected, rtol=1e-4, atol=1e-6)
+    assert_allclose(weights_of(clf), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_sample_weights_are_divided_by_the_mean_over_the_training_set_not_the_batch():
@@ -220,7 +221,8 @@ def test_sample_weights_are_divided_by_the_mean_over_the_training_set_not_the_ba
         losses = nn.functional.cross_entropy(logits, torch.from_numpy(y[rows]), reduction="none")
         loss = (losses * torch.from_numpy(weights[rows]).float()).mean() / weights.mean()
         (expected,) = torch.autograd.grad(loss, module[1].weight)
-        assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+        most = expected.abs().max().item()  # of pixel 0, which is up to 199
+        assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6 * most)
     assert_array_equal(np.sort(np.concatenate([rows for *_, rows in found])), np.arange(len(X)))
 
 
@@ -231,7 +233,7 @@ def test_weights_of_a_later_partial_fit_count_although_the_first_had_none():
     module.zero_grad()
     clf.partial_fit(X, y, sample_weight=WEIGHTS["some zero"])
     expected = naive_step(module, X, y, WEIGHTS["some zero"], lr=0.01)
-    assert_allclose(weights_of(clf), expected, rtol=1e-4, atol=1e-6)
+    assert_allclose(weights_of(clf), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("labels", [y, WORDS[y]], ids=["integers", "strings"])
@@ -585,7 +587,8 @@ def test_partial_fit_equals_steps_by_hand_and_keeps_the_optimizer():
         nn.functional.cross_entropy(logits, torch.from_numpy(y[part])).backward()
         optimizer.step()
     expected = torch.cat([p.detach().flatten() for p in module.parameters()])
-    assert_allclose(weights_of(clf), expected, rtol=1e-4, atol=1e-6)
+    # Pixels of up to 16 make logits of about 20, whose rounding comes back times 16.
+    assert_allclose(weights_of(clf), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_partial_fit_knows_classes_that_have_not_come_yet():

@@ -127,7 +127,8 @@ def extract(*arguments, output="features.npz"):
 
 def in_a_process(*arguments, **environment):
     # The same number of threads as here: else sums may be formed in another order.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    n_threads = str(torch.get_num_threads())
+    environment = {**os.environ, "OMP_NUM_THREADS": n_threads, **environment}
     return subprocess.run(
         [sys.executable, "-m", "sklconv", *arguments],
         env=environment,

@@ -24,7 +24,7 @@ from sklconv._images import (
     take_batch,
     take_rows,
 )
-from sklconv.layers import Conv, Dense
+from sklconv.layers import BatchNorm, Conv, Dense, Dropout, GlobalAvgPool
 
 SMALL = [("conv", Conv(4, 3, padding="same")), ("dense", Dense(8))]
 
@@ -284,6 +284,40 @@ def test_forms_of_images_with_axes_of_length_one(image_shape, tmp_path):
         converted = FORMS[form](X, tmp_path)
         outputs = classifier(**params).fit(converted, y).decision_function(converted)
         np.testing.assert_array_equal(outputs, expected, err_msg=form)
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def add_noise(images):
+    return images + torch.randn_like(images)
+
+
+FIRST = {
+    "dropout": {"module": [("drop", Dropout(0.5)), *SMALL]},
+    "batch-norm": {"module": [("norm", BatchNorm()), *SMALL]},
+    "pool": {"module": [("pool", GlobalAvgPool())]},
+    "noise": {"augment": add_noise},
+    "module": {"module": nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), Mean())},
+}
+
+
+@pytest.mark.parametrize("image_shape", [(3, 6, 5), (3, 7, 1), (3, 1, 1)])
+@pytest.mark.parametrize("first", FIRST)
+def test_what_comes_first_does_not_follow_the_layout_of_x(first, image_shape, tmp_path):
+    # Masks and noise are drawn, and sums formed, in the order of memory.
+    X, y = pixels(30, *image_shape, dtype=np.float32) / 255, np.arange(30) % 2
+    params = {"image_shape": image_shape, "data_format": "channels_first", "random_state": 0}
+
+    def outputs(X):
+        clf = ConvNetClassifier(**{"module": SMALL, "max_epochs": 1, **params, **FIRST[first]})
+        return clf.fit(X, y).decision_function(X)
+
+    expected = outputs(X)
+    for form in ("F order", "channels-last tensor", "big-endian float32"):
+        np.testing.assert_array_equal(outputs(FORMS[form](X, tmp_path)), expected, err_msg=form)
 
 
 def test_bool_images_are_zeros_and_ones():

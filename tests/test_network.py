@@ -581,7 +581,9 @@ def test_training_is_the_layers_one_behind_another(steps, n, monkeypatch):
     together = numbers(stack, seeded(stack), images(n))
     apart = numbers(stack, seeded(lambda x: one_by_one(stack, x)), images(n))
     for got, expected in zip(together, apart, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        # Gradients of weights are sums over images and places that cancel out in part.
+        most = expected.abs().max().item()
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 * most)
 
 
 def test_a_layer_in_eval_mode_does_not_switch_off_the_dropout_in_front_of_it():
