@@ -42,7 +42,7 @@ def resolve_device(device):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device={device!r} is not to be had here ({reason}); take 'auto' or 'cpu'"
+            f"device={device!r} is not available here ({reason}); take 'auto' or 'cpu'"
         ) from None
     return device
 
@@ -54,7 +54,10 @@ def check_precision(precision, device):
     kind = torch.device(device).type
     if kind == "cpu":
         known = torch.cpu.get_capabilities()
-        able = known.get("avx512_bf16") or known.get("amx_bf16") or known.get("arm_bf16")
+        able = known.get("arm_bf16")
+        if known.get("avx512_bf16") or known.get("amx_bf16"):
+            # The CPU has them; ATEN_CPU_CAPABILITY may forbid torch to use them.
+            able = torch.backends.cpu.get_cpu_capability() == "AVX512"
     else:
         able = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if not able:
