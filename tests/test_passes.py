@@ -219,3 +219,20 @@ class Unknowable:
 
     def __deepcopy__(self, memo):
         return self
+
+
+class Alternating(nn.Module):
+    """A network that leaves out a layer in every other pass, as compiled ones do for hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.n = nn.Conv2d(3, 4, 3), 0
+
+    def forward(self, x):
+        self.n += 1
+        return self.conv(x) if self.n % 2 else self.conv.forward(x)
+
+
+def test_a_layer_that_is_not_called_again_is_an_error(X):
+    with pytest.raises(ValueError, match="layer 'conv' was not called in this pass"):
+        ConvFeatureExtractor(Alternating(), layer="conv").fit(X)
