@@ -70,7 +70,19 @@ def check_precision(precision, device):
 def autocast(device, precision):
     """Return a context in which a network computes in ``precision`` on ``device``."""
     if precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+        # Within another autocast, rounded weights would be kept while the weights learn.
+        return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+    return nullcontext()
+
+
+def without_autocast(device):
+    """Return a context out of a caller's autocast.
+
+    That one keeps the weights as it first saw them, whatever they learn since.
+    """
+    kind = torch.device(device).type
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 

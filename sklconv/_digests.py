@@ -1,18 +1,21 @@
 """Digests of networks: equal where structure, code, configuration and weights are equal."""
 
+import copyreg
 import enum
 import functools
 import hashlib
-import pickle
+import sys
 import types
+import weakref
 
 import numpy as np
 import torch
 from torch import nn
 
+from ._passes import HOOKS, PassHook
+
 # What torch itself keeps in every module; the tree, weights and hooks are digested by themselves.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Undigestible(TypeError):
@@ -31,12 +34,14 @@ def network_digest(network):
     ------
     Undigestible
     """
-    digest = _Digest()
     try:
-        digest.add(network)
+        return _digest_of(network)
+    except Undigestible:
+        raise
     except RecursionError:
         raise Undigestible("it is nested too deeply") from None
-    return digest.hash.hexdigest()
+    except Exception as error:  # attributes may be anything, and raise anything
+        raise Undigestible(f"{type(error).__name__}: {error}") from error
 
 
 class _Digest:
@@ -51,9 +56,9 @@ class _Digest:
 
     def add(self, value):
         """Add a value, and what it holds."""
-        if isinstance(value, (type(None), bool, int, float, complex, str, bytes)):
+        if type(value) in _PLAIN:
             self._write(type(value).__name__, repr(value).encode())
-        elif isinstance(value, (tuple, frozenset, set)):
+        elif type(value) in (tuple, frozenset, set):
             self._add_immutable(value)
         elif isinstance(value, (nn.Module, torch.Tensor)):
             self._add_shared(value)
@@ -100,9 +105,7 @@ class _Digest:
             return self._add_mapping(value)
         if type(value) is list:
             return self._add_items(value)
-        if hasattr(value, "__dict__"):
-            return self._add_instance(value)
-        return self._add_pickled(value)
+        return self._add_instance(value)
 
     def _add_module(self, module):
         if isinstance(module, torch.jit.ScriptModule):
@@ -115,15 +118,23 @@ class _Digest:
         self._add_attributes(
             {name: value for name, value in vars(module).items() if name not in _BOOKKEEPING}
         )
-        for name in _HOOKS:
-            for hook in vars(module)[name].values():
-                self.add(hook)
+        for name in HOOKS:
+            self._add_hooks(vars(module)[name], vars(module)[f"{name}_with_kwargs"])
         for name, child in module._modules.items():
             self.add(name)
             self.add(child)
 
+    def _add_hooks(self, hooks, with_kwargs):
+        self._write("hooks")
+        for number, hook in list(hooks.items()):
+            if not isinstance(hook, PassHook):  # of a pass that another thread is making
+                self.add(hook)
+                self.add(number in with_kwargs)
+
     def _add_tensor(self, tensor):
         self._write("tensor", f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        if not _is_library_code(type(tensor)):
+            self.add(type(tensor))
         try:
             values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self.hash.update(values.numpy())
@@ -131,8 +142,8 @@ class _Digest:
             raise Undigestible(f"a tensor has no plain values ({error})") from None
 
     def _add_array(self, array):
-        if array.dtype.hasobject:
-            return self._add_pickled(array)
+        if array.dtype.hasobject or type(array) is not np.ndarray:
+            return self._add_instance(array)
         self._write("array", f"{array.shape} {array.dtype}".encode())
         self.hash.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
@@ -155,7 +166,10 @@ class _Digest:
 
     def _add_class(self, kind):
         self._write("class", f"{kind.__module__}.{kind.__qualname__}".encode())
+        if type(kind) is not type:
+            self.add(type(kind))
         for base in kind.__mro__:
+            self._write("base", f"{base.__module__}.{base.__qualname__}".encode())
             if not _is_library_code(base):
                 self._add_attributes(
                     {name: value for name, value in vars(base).items() if _is_code(name, value)}
@@ -164,10 +178,12 @@ class _Digest:
     def _add_function(self, function):
         self._write("function", function.__qualname__.encode())
         if _is_library_code(function):
-            return
-        self.add(function.__code__)
-        self.add(function.__defaults__)
-        self.add(function.__kwdefaults__)
+            self._write("named", f"{function.__module__}.{function.__name__}".encode())
+        else:
+            self.add(function.__code__)
+            self.add(function.__defaults__)
+            self.add(function.__kwdefaults__)
+            self._add_attributes(vars(function))
         for cell in function.__closure__ or ():
             try:
                 self.add(cell.cell_contents)
@@ -177,7 +193,9 @@ class _Digest:
     def _add_code(self, code):
         self._write("code", code.co_code)
         # Not the lines, nor the file: the same code elsewhere is the same.
-        self.add((*code.co_names, *code.co_varnames, *code.co_freevars))
+        self.add((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount))
+        self.add((code.co_flags, code.co_exceptiontable))
+        self.add((code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars))
         for constant in code.co_consts:
             self.add(constant)
 
@@ -201,22 +219,55 @@ class _Digest:
         name = getattr(value, "__name__", value)
         self._write("named", f"{type(value).__name__} {name}".encode())
 
+    def _add_enum(self, member):
+        self._write("enum", member.name.encode())
+        self.add(type(member))
+        self.add(member.value)
+
+    def _add_graph(self, graph):
+        self._write("graph", str(graph).encode())
+        for node in graph.nodes:
+            self.add(node.target)
+
+    def _add_reference(self, reference):
+        self._write("reference")
+        self.add(reference())
+
     def _add_builtin(self, function):
-        self._write("builtin", f"{function.__module__}.{function.__qualname__}".encode())
+        self._write("builtin", function.__qualname__.encode())
+        # A bound one computes with its object: {}.get, tensor.mul.
+        self.add(getattr(function, "__module__", None))
+        self.add(getattr(function, "__self__", None))
 
     def _add_instance(self, value):
+        """Add a class, and what `pickle` would take of its instance."""
         self._write("instance")
         self.add(type(value))
-        self._add_attributes(vars(value))
-        for kind, add in ((dict, _Digest._add_mapping), (list, _Digest._add_items)):
-            if isinstance(value, kind):
-                add(self, value)
-
-    def _add_pickled(self, value):
+        if isinstance(value, (set, frozenset)):
+            self._add_immutable(value)
+            return self._add_state(getattr(value, "__dict__", None))
+        reduce = copyreg.dispatch_table.get(type(value))
         try:
-            self._write("pickled", pickle.dumps(value, protocol=4))
+            reduced = reduce(value) if reduce else value.__reduce_ex__(4)
         except Exception as error:
             raise Undigestible(f"{type(value).__name__}: {error}") from None
+        if isinstance(reduced, str):  # a global's name
+            self.add(reduced)
+            return self._add_state(getattr(value, "__dict__", None))
+        self.add(reduced[:2])  # what makes it, and from what
+        adds = (self._add_state, self._add_each, self._add_each)
+        for part, add in zip(reduced[2:], adds, strict=False):
+            add(part)
+
+    def _add_each(self, items):
+        self._add_items([] if items is None else list(items))
+
+    def _add_state(self, state):
+        # Of instances with slots: their dict and the slots.
+        parts = state if type(state) is tuple and len(state) == 2 else (state,)
+        for part in parts:
+            named = type(part) is dict and all(type(name) is str for name in part)
+            self._add_attributes(part) if named else self.add(part)
 
 
 def _new_hash():
@@ -237,10 +288,21 @@ def _is_code(name, value):
 
 
 def _is_library_code(thing):
-    """Whether a class or function is Python's or torch's own, known by its name."""
-    module = getattr(thing, "__module__", None) or ""
-    return module.partition(".")[0] in ("builtins", "torch", "abc", "collections", "enum")
+    """Whether a class or function is Python's or torch's own, known by its name, or C's."""
+    if isinstance(thing, type) and not thing.__flags__ & _MADE_BY_PYTHON:
+        return True
+    module = str(getattr(thing, "__module__", None))
+    return module.partition(".")[0] in _LIBRARIES
 
+
+# Not "builtins": what says so and has Python code was made by `exec`.
+_LIBRARIES = {"torch", *sys.stdlib_module_names} - {"builtins"}
+
+# CPython's flag of classes that a class statement made, among others.
+_MADE_BY_PYTHON = 1 << 9
+
+# What is its text.
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 # How Python reaches into instances that have no dict.
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
@@ -250,10 +312,12 @@ _WAYS: list[tuple] = [
     (nn.Module, _Digest._add_module),
     (torch.Tensor, _Digest._add_tensor),
     (np.ndarray, _Digest._add_array),
-    (enum.Enum, _Digest._add_named),
+    (enum.Enum, _Digest._add_enum),
     ((torch.dtype, torch.device, torch.memory_format, torch.layout), _Digest._add_named),
     ((torch._ops.OpOverload, torch._ops.OpOverloadPacket), _Digest._add_named),
-    ((torch.fx.Graph, types.ModuleType), _Digest._add_named),
+    (types.ModuleType, _Digest._add_named),
+    (weakref.ref, _Digest._add_reference),
+    (torch.fx.Graph, _Digest._add_graph),
     (type, _Digest._add_class),
     (types.FunctionType, _Digest._add_function),
     (types.CodeType, _Digest._add_code),

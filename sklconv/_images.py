@@ -395,7 +395,7 @@ def channel_statistics(images):
     mean = total / n_values
     std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
     std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
-    for small in np.flatnonzero(std < 1 / np.finfo(np.float32).max):
+    for small in np.flatnonzero(std < 1 / float(np.finfo(np.float32).max)):
         raise ValueError(
             f"channel {small} of X has a standard deviation of {std[small]:.3g}, by which "
             "float32 can't divide: multiply X by a constant so that it is near 1"

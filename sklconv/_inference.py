@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from ._devices import keep_freed_memory, leave_parents_threads
+from ._devices import keep_freed_memory, leave_parents_threads, without_autocast
 from ._images import check_images, is_plain_array, iterate_batches, slices, take_batch
 
 # Images of few values take less time in larger batches, of which no layer's output grows so
@@ -143,7 +143,7 @@ def _evaluate(network, batch, run):
     n, missing = len(batch), 0
     if math.prod(batch.shape[1:]) <= PADDED_VALUES:
         missing = max(PADDED_ROWS - n, 0)
-    with torch.inference_mode():
+    with torch.inference_mode(), without_autocast(batch.device):
         if missing:
             # With an image, for zeros may be no pixels: a backbone's range can exclude them.
             batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])

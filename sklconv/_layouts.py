@@ -84,7 +84,7 @@ def risks_of_modules(network):
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d):
             risks.add(OUTPUT)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d) and getattr(module, "weight", None) is not None:
             risks |= risks_of(module.weight.shape, module.stride, module.padding)
     return risks
 
@@ -113,10 +113,13 @@ class RightLayouts(TorchFunctionMode):
         if func is F.conv2d:
             return self._convolve(*args, **kwargs)
         if func is F.conv_transpose2d:
-            self.risks.add(OUTPUT)
-            return convolve_transposed(*args, **kwargs)
+            return self._convolve_transposed(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _convolve(self, input, weight, bias=None, stride=1, padding=0, *further, **named):
         self.risks |= risks_of(weight.shape, stride, padding)
         return convolve(input, weight, bias, stride, padding, *further, **named)
+
+    def _convolve_transposed(self, input, weight, *further, **named):
+        self.risks.add(OUTPUT)
+        return convolve_transposed(input, weight, *further, **named)

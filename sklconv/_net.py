@@ -154,7 +154,7 @@ class LeanNet(NeuralNetClassifier):
 
     def set_rates(self, rates):
         """Set the learning rates of further training to what `learning_rates` returned."""
-        self.__dict__.update(rates)
+        self._take_rates(rates)
         named = self.get_all_learnable_params()
         (groups,), settings = self.get_params_for_optimizer("optimizer", named)
         if len(groups) != len(self.optimizer_.param_groups):
@@ -332,18 +332,31 @@ class LeanNet(NeuralNetClassifier):
 
     def snapshot(self):
         """Return what `rollback` needs to undo further training."""
-        states = copy.deepcopy((self.module_.state_dict(), self.optimizer_.state_dict()))
-        rates = {name: value for name, value in vars(self).items() if name in RATES}
-        return *states, self.module_.settings(), rates, len(self.history)
+        values = [_values(module) for module in self._learning()]
+        optimizer = copy.deepcopy(self.optimizer_.state_dict())
+        return values, optimizer, self.module_.settings(), self._rates(), len(self.history)
 
     def rollback(self, snapshot):
         """Go back to the weights, optimizer, settings and history of a `snapshot`."""
-        module, optimizer, settings, rates, n_epochs = snapshot
-        self.module_.load_state_dict(module)
+        values, optimizer, settings, rates, n_epochs = snapshot
+        for module, before in zip(self._learning(), values, strict=True):
+            _set_values(module, before)
         self.module_.restore(settings)
         self.optimizer_.load_state_dict(optimizer)
-        self.__dict__.update(rates)
+        self._take_rates(rates)
         del self.history[n_epochs:]
+
+    def _learning(self):
+        """Return the network, and the criterion, which may have weights as well."""
+        return [m for m in (self.module_, self.criterion_) if isinstance(m, torch.nn.Module)]
+
+    def _rates(self):
+        return {name: value for name, value in vars(self).items() if name in RATES}
+
+    def _take_rates(self, rates):
+        for name in self._rates().keys() - rates:
+            delattr(self, name)
+        self.__dict__.update(rates)
 
 
 def make_net(
@@ -416,7 +429,7 @@ class _EarlyStopping:
     def watch(self, module, loss):
         """Note an epoch's loss; return whether to stop."""
         if loss < self.lowest:
-            self.lowest, self.best = loss, copy.deepcopy(module.state_dict())
+            self.lowest, self.best = loss, _values(module)
         if loss < self.reference - self.tol:
             self.reference, self.waited = loss, 0
         else:
@@ -425,7 +438,21 @@ class _EarlyStopping:
 
     def restore_best(self, module):
         if self.best is not None:
-            module.load_state_dict(self.best)
+            _set_values(module, self.best)
+
+
+def _values(module):
+    """Return copies of a module's weights and buffers, also of those that it does not save."""
+    return copy.deepcopy((module.state_dict(), dict(module.named_buffers())))
+
+
+def _set_values(module, values):
+    state, buffers = values
+    module.load_state_dict(state)
+    with torch.inference_mode():  # a buffer may have been made in it
+        for name, buffer in module.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
 
 
 def _as_dataset(image_set):

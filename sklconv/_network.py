@@ -203,6 +203,8 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         if isinstance(module, Backbone):
             return _with_new_head(module.resolve(), image_shape, n_classes, generator(seed))
         body = build_body(module, image_shape, n_classes, generator(seed))
+    if declarative:
+        body.float()  # whatever torch's default is: pixels are
     network = ImageNetwork(PreparePixels(*statistics or ()), body)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -234,7 +236,7 @@ def _with_new_head(backbone, image_shape, n_classes, generator):
             "head for the classes could take the place of; use it in a ConvFeatureExtractor, "
             "or give a TorchModule or a module with a head of its own"
         )
-    head = nn.Linear(last.module.in_features, n_classes)
+    head = nn.Linear(last.module.in_features, n_classes, dtype=last.module.weight.dtype)
     initialize_weights(head.weight, head.bias, "default", generator)
     parent, _, name = last.name.rpartition(".")
     setattr(body.get_submodule(parent), name, head)

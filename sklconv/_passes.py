@@ -46,13 +46,19 @@ def state_without_hooks(network):
     Modules are copied; tensors are the same.
     """
     memo = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    found = []
     for module in network.modules():
         for name in HOOKS:
             hooks = getattr(module, name)
             # In one go: while a loop goes on, another thread may put hooks in or take them out.
             kept = [pair for pair in list(hooks.items()) if not isinstance(pair[1], PassHook)]
-            memo[id(hooks)] = OrderedDict(kept)
+            memo[id(hooks)] = OrderedDict()
+            found.append((memo[id(hooks)], kept))
     try:
-        return copy.deepcopy(vars(network), memo)
+        state = copy.deepcopy(vars(network), memo)
+        for hooks, kept in found:
+            # Copied as well, behind the modules: they may be these modules' methods.
+            hooks.update(copy.deepcopy(kept, memo))
     except Exception:  # users' modules may hold what can be pickled, but not copied
         return vars(network)
+    return state

@@ -250,5 +250,6 @@ def _suits_onednn(x):
         and len(x) >= ONEDNN_IMAGES
         and x[0].numel() > ONEDNN_VALUES
         and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
     )

@@ -160,6 +160,12 @@ def run_taps(network, taps, deepest, x, precision="float32"):
     hooks = _Hooks(taps, deepest)
     with hooks.on(network.body), autocast(x.device, precision), network.right_layouts():
         network.body(network.prepared(x))
+    unseen = [tap.name for tap in taps if tap not in hooks.found]
+    if unseen:
+        raise ValueError(
+            f"layer {unseen[0]!r} was not called in this pass, as it was at fit. Layers inside of "
+            "what torch.compile has compiled can't be tapped: give the module itself"
+        )
     return [hooks.found[tap] for tap in taps]
 
 

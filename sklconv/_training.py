@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ._backbones import Backbone
 from ._batches import ImageSet
-from ._devices import check_precision, resolve_device
+from ._devices import check_precision, resolve_device, without_autocast
 from ._images import channel_statistics, on_device
 from ._inference import collect_outputs
 from ._net import ProgressBar, Training, learning_rates, make_net
@@ -32,6 +32,12 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
     """Train a new net, or go on from the ``old`` one, and set the fitted attributes."""
     device = resolve_device(classifier.device)
     check_precision(classifier.precision, device)
+    # Whatever modes of torch the caller is in.
+    with torch.inference_mode(False), without_autocast(device):
+        _train(classifier, train, valid, epochs, old, partial, device)
+
+
+def _train(classifier, train, valid, epochs, old, partial, device):
     n_before = 0 if old is None else len(old.history)
     seed = check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max)
     seeds = np.random.SeedSequence([seed, n_before]).generate_state(4)

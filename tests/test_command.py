@@ -614,7 +614,11 @@ def keep_photos(path):
         (add_a_photo, [], "the photos"),
         (rename_a_class, [], "the photos"),
         (keep_photos, ["--layer", "1"], "--layer"),
-        (keep_photos, ["--pool", "max", "--image-size", "13"], "--pool, --image-size, the network"),
+        (
+            keep_photos,
+            ["--pool", "max", "--image-size", "13"],
+            "--pool, --image-size, the network",
+        ),
         (keep_photos, ["--batch-size", "5"], "--batch-size"),
         (keep_photos, ["--backbone", "nets:make_seeded"], "--backbone, the network"),
         (keep_photos, ["--mean", "0.1", "--std", "1"], "the network"),

@@ -146,3 +146,33 @@ def test_networks_without_such_convolutions_are_left_alone():
     module = TorchModule(make_network, kind=nn.Conv2d, kernel_size=3)
     clf = ConvNetClassifier(module, max_epochs=1, random_state=0).fit(X, np.arange(12) % 2)
     assert clf.module_.risks == set()
+
+
+class _NamesItsArguments(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 2, 2))
+
+    def forward(self, x):
+        x = F.conv_transpose2d(input=x, weight=self.weight, stride=2)
+        return F.conv2d(input=x, weight=self.weight[:, :, :1, :1])
+
+
+class _WithoutWeight(nn.Conv2d):
+    """A convolution that makes its weights itself, from what goes by another name."""
+
+    def __init__(self):
+        super().__init__(3, 4, 3)
+        self.kernel, self.weight = self.weight, None
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel.tanh())
+
+
+@pytest.mark.parametrize("kind", [_NamesItsArguments, _WithoutWeight])
+def test_convolutions_may_be_called_in_any_way(kind):
+    X = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
+    net = nn.Sequential(kind(), nn.Flatten()).eval()
+    features = ConvFeatureExtractor(net).fit_transform(X)
+    with torch.no_grad():
+        np.testing.assert_allclose(features, net(torch.from_numpy(X)), rtol=1e-4, atol=1e-5)

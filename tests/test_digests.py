@@ -1,16 +1,22 @@
 """The digest of a network tells networks apart by what they compute, and by nothing else."""
 
+import collections
 import copy
+import enum
 import functools
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sklconv._digests import Undigestible, network_digest
 
@@ -141,6 +147,27 @@ def test_other_attributes_and_other_code_have_other_digests(other):
     assert network_digest(other) not in (network_digest(Scaled()), network_digest(same))
 
 
+def test_code_that_exec_ran_counts():
+    one, other = {}, {}
+    exec("def scale(x): return x", one)
+    exec("def scale(x): return x * 2", other)
+    assert network_digest(holding(one["scale"])) != network_digest(holding(other["scale"]))
+
+
+@pytest.mark.parametrize(
+    "net", [nn.LSTM(3, 4), torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))]
+)
+def test_networks_of_torchs_own_have_digests(net):
+    assert network_digest(net.eval()) == network_digest(copy.deepcopy(net))
+
+
+def test_loggers_have_a_digest_that_stays():
+    net = holding(logging.getLogger(__name__))
+    before = network_digest(net)
+    logging.getLogger(f"{__name__}.other")
+    assert network_digest(net) == before
+
+
 def test_code_is_compared_not_its_place():
     line = "return self.function(x) * self.factor**power"
     assert network_digest(scaled_from(line)) == network_digest(scaled_from(line + "  # why"))
@@ -165,6 +192,107 @@ def test_defaults_and_class_constants_count(monkeypatch):
     changed = network_digest(Scaled())
     monkeypatch.setattr(Scaled.forward, "__defaults__", (2,))
     assert len({before, changed, network_digest(Scaled())}) == 3
+
+
+def pre_hook(net, function):
+    net.register_forward_pre_hook(function)
+
+
+def post_hook(net, function):
+    net.register_forward_hook(function)
+
+
+def hooked(register):
+    net = conv_net()
+    register(net, print)
+    return net
+
+
+def holding(value):
+    net = conv_net()
+    net.held = value
+    return net
+
+
+def activation(base):
+    class Activation(base):
+        pass
+
+    return Activation()
+
+
+def option(value):
+    class Option(enum.Enum):
+        SCALE = value
+
+    return Option.SCALE
+
+
+def named_tuple(offset):
+    class Config(NamedTuple):
+        scale: float = 1.0
+
+        def scaled(self, x):
+            return self.scale * x + offset
+
+    return Config()
+
+
+class Slotted:
+    __slots__ = ("scale",)
+
+
+class SlottedAndMore(Slotted):
+    def __init__(self, scale):
+        self.scale, self.more = scale, 1
+
+
+class Recent(collections.deque):
+    pass
+
+
+def cached(value):
+    class Cached(nn.Module):
+        @functools.lru_cache  # noqa: B019
+        def scale(self):
+            return value
+
+    return Cached()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (activation(nn.Sigmoid), activation(nn.Tanh)),
+        (hooked(pre_hook), hooked(post_hook)),
+        (cached(1), cached(2)),
+        *(
+            (holding(one), holding(other))
+            for one, other in [
+                (option(1.0), option(2.0)),
+                (F.max_pool2d, F.adaptive_max_pool2d),
+                (torch.Tensor.relu, torch.Tensor.tanh),
+                (np.tanh, np.sinh),
+                (torch.tensor(1.0).mul, torch.tensor(2.0).mul),
+                ({0: 1}.get, {0: 2}.get),
+                (named_tuple(1), named_tuple(2)),
+                (SlottedAndMore(1), SlottedAndMore(2)),
+                (Recent([1]), Recent([2])),
+                (lambda *x: x, lambda **x: x),
+                (np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 2], mask=[1, 0])),
+            ]
+        ),
+    ],
+)
+def test_other_values_of_any_kind_have_other_digests(one, other):
+    assert network_digest(one) == network_digest(copy.deepcopy(one))
+    assert network_digest(one) != network_digest(other)
+
+
+@pytest.mark.parametrize("value", [nn.LazyLinear(2), 10**5000], ids=["lazy", "large"])
+def test_what_raises_has_no_digest(value):
+    with pytest.raises(Undigestible):
+        network_digest(holding(value))
 
 
 def test_modules_in_a_circle_have_a_digest():

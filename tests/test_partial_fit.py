@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
+from skorch.callbacks import Callback
+from torch import nn
 
 from sklconv import Backbone, ConvNetClassifier
 from sklconv.layers import Conv, Dense
@@ -32,8 +35,6 @@ def test_rates_that_users_give_to_groups_stay(data):
 
 
 def test_rates_of_a_backbone_and_its_head_follow_the_parameters():
-    from torch import nn
-
     X = np.random.default_rng(0).integers(0, 256, (12, 3, 6, 6), dtype=np.uint8)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 5))
     clf = ConvNetClassifier(Backbone(net), lr=0.01, backbone_lr_scale=0.1)
@@ -48,6 +49,64 @@ def test_groups_of_rates_cant_change_while_training_goes_on(data):
     clf.set_params(net_params={"optimizer__param_groups": [("body.conv.*", {"lr": 0.0})]})
     with pytest.raises(ValueError, match="param_groups can't change while partial_fit goes on"):
         clf.partial_fit(*data)
+    clf.set_params(net_params=None).partial_fit(*data)
+
+
+def test_rates_follow_what_is_taken_out_of_net_params(data):
+    clf = ConvNetClassifier(LAYERS, lr=0.01, net_params={"optimizer__lr": 0.5})
+    clf.partial_fit(*data, classes=[0, 1])
+    clf.set_params(net_params=None).partial_fit(*data)
+    assert [row["lr"] for row in clf.history_] == [0.5, 0.01]
+
+
+class Counting(nn.Module):
+    """A network that counts its training batches in a buffer that it does not save."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(36, 2)
+        self.register_buffer("n", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.n += self.training
+        return self.linear(x.flatten(1)) * self.n
+
+
+class Scaled(nn.Module):
+    """A criterion that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits, y):
+        return nn.functional.cross_entropy(logits * self.scale, y)
+
+
+class FailsInTheSecondEpoch(Callback):
+    def on_epoch_end(self, net, **data):
+        if len(net.history) > 1:
+            raise RuntimeError("enough")
+
+
+def test_a_failure_leaves_all_buffers_and_the_criterion_as_they_were(data):
+    clf = ConvNetClassifier(
+        Counting(), callbacks=[FailsInTheSecondEpoch()], net_params={"criterion": Scaled}
+    ).partial_fit(*data, classes=[0, 1])
+    before = clf.decision_function(data[0]), clf.net_.criterion_.scale.item()
+    with pytest.raises(RuntimeError, match="enough"):
+        clf.partial_fit(*data)
+    np.testing.assert_array_equal(clf.decision_function(data[0]), before[0])
+    assert clf.net_.criterion_.scale.item() == before[1]
+
+
+def test_the_best_epoch_comes_back_with_all_its_buffers(data):
+    clf = ConvNetClassifier(Counting(), early_stopping=True, n_iter_no_change=2, tol=10.0)
+    clf.fit(*data, X_val=data[0], y_val=data[1])
+    logits = torch.from_numpy(clf.decision_function(data[0]))
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(data[1]).float())
+    best = min(row["valid_loss"] for row in clf.history_)
+    assert losses.item() == pytest.approx(best, rel=1e-5)
 
 
 def fail(images):

@@ -144,6 +144,30 @@ def double(module, inputs, output):
     return output * 2
 
 
+class Keeping(nn.Module):
+    """A network that takes a layer's activation from a hook of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+        self.conv.register_forward_hook(self.keep)
+
+    def keep(self, module, inputs, output):
+        self.kept = output
+
+    def forward(self, x):
+        self.conv(x)
+        return self.head(self.kept.mean((2, 3)))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_hooks_that_are_methods_are_those_of_the_copy(X, copied):
+    clf = ConvNetClassifier(Keeping(), max_epochs=1).fit(X, np.arange(len(X)) % 2)
+    expected = clf.predict_proba(X[::-1])
+    clf.predict_proba(X)
+    np.testing.assert_array_equal(copied(clf).predict_proba(X[::-1]), expected)
+
+
 def change_a_layer(net):
     net[0] = nn.Conv2d(3, 4, 3)
 
@@ -195,3 +219,20 @@ class Unknowable:
 
     def __deepcopy__(self, memo):
         return self
+
+
+class Alternating(nn.Module):
+    """A network that leaves out a layer in every other pass, as compiled ones do for hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.n = nn.Conv2d(3, 4, 3), 0
+
+    def forward(self, x):
+        self.n += 1
+        return self.conv(x) if self.n % 2 else self.conv.forward(x)
+
+
+def test_a_layer_that_is_not_called_again_is_an_error(X):
+    with pytest.raises(ValueError, match="layer 'conv' was not called in this pass"):
+        ConvFeatureExtractor(Alternating(), layer="conv").fit(X)
