@@ -194,9 +194,9 @@ def check_images(estimator, X, *, reset):
     if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):
         raise ValueError("X is empty: no photos or other images are in it")
     if isinstance(X, torch.Tensor):
-        X = X.detach().cpu().numpy()
+        X = _as_array(X)
     elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):
-        X = [x.detach().cpu().numpy() for x in X]
+        X = [_as_array(x) if isinstance(x, torch.Tensor) else x for x in X]
     try:
         X = validate_data(
             estimator,
@@ -227,6 +227,12 @@ def check_images(estimator, X, *, reset):
             "a minimum of 1 is required."
         )
     return _as_numeric(X)
+
+
+def _as_array(tensor):
+    tensor = tensor.detach().cpu()
+    # numpy knows no bfloat16.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _check_equal_shapes(images):

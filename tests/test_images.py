@@ -328,10 +328,12 @@ def test_bool_images_are_zeros_and_ones():
         np.testing.assert_array_equal(fit(numbers).decision_function(numbers), outputs)
 
 
-def test_half_precision_tensors_are_images():
-    X = torch.rand(12, 6, 5)
-    clf = fit(X.half())
-    np.testing.assert_array_equal(clf.predict(X.half()), clf.predict(X.half().float()))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_tensors_are_images(dtype):
+    X = torch.rand(12, 6, 5).to(dtype)
+    clf = fit(X)
+    np.testing.assert_array_equal(clf.predict(X), clf.predict(X.float()))
+    np.testing.assert_array_equal(clf.predict(list(X)), clf.predict(X.float()))
 
 
 def test_features_are_those_of_any_other_form(reference, tmp_path):
