@@ -89,13 +89,14 @@ def _options(constraints):
 def undone_if_it_fails(estimator):
     """Leave ``estimator`` as it was if the block raises.
 
-    An interrupt keeps a network that has begun to be trained: the new ``net_``.
+    An interrupt keeps a network that has begun to be trained, and what is known of it.
     """
     before = dict(estimator.__dict__)
     try:
         yield
     except BaseException as error:
-        trained = estimator.__dict__.get("net_") is not before.get("net_")
+        # There is a new layer table behind the first batch, also where the net is the old one.
+        trained = estimator.__dict__.get("layer_table_") is not before.get("layer_table_")
         if not (isinstance(error, KeyboardInterrupt) and trained):
             estimator.__dict__.clear()
             estimator.__dict__.update(before)

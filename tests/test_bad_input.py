@@ -755,6 +755,16 @@ def test_ctrl_c_in_a_partial_fit_keeps_the_weights_of_that_moment(at, kept):
     assert set(clf.predict(X)) <= {"a", "b", "c"}
 
 
+def test_ctrl_c_in_a_partial_fit_leaves_the_number_of_its_epochs():
+    clf = classifier(max_epochs=2, batch_size=8).fit(X, y)
+    clf.augment = At(2, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        clf.partial_fit(X, y)
+    # Of the last fit, which ended no epoch; they were those of the fit before.
+    assert clf.n_iter_ == 0
+    assert len(clf.history_) == 2
+
+
 def test_ctrl_c_in_the_first_batch_of_a_later_partial_fit(fitted):
     clf = fitted["classifier"].set_params(augment=At(1, press_ctrl_c))
     with nothing_lost(clf), pytest.raises(KeyboardInterrupt):
