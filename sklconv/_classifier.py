@@ -369,6 +369,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         """
         with undone_if_it_fails(self):
             first = not hasattr(self, "net_")
+            if not first:
+                # scikit-learn checks them at the first call only; they may have been set since.
+                self._validate_params()
             images, y = self._read_training_data(X, y, reset=first)
             if self.class_weight == "balanced":
                 raise ValueError(

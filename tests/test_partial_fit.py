@@ -148,3 +148,14 @@ def test_precision_is_undone_as_well(data):
     except (RuntimeError, ValueError):  # the latter on CPUs without instructions for it
         pass
     assert clf.module_.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    "params", [{"lr": -1.0}, {"batch_size": 0}, {"freeze": 3}, {"optimizer": "adamant"}]
+)
+def test_parameters_are_checked_at_each_call(params, data):
+    clf = ConvNetClassifier(LAYERS, random_state=0).partial_fit(*data, classes=[0, 1])
+    expected = clf.predict_proba(data[0])
+    with pytest.raises(ValueError, match=f"The '{next(iter(params))}' parameter of"):
+        clf.set_params(**params).partial_fit(*data)
+    np.testing.assert_array_equal(clf.predict_proba(data[0]), expected)
