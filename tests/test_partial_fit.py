@@ -159,3 +159,17 @@ def test_parameters_are_checked_at_each_call(params, data):
     with pytest.raises(ValueError, match=f"The '{next(iter(params))}' parameter of"):
         clf.set_params(**params).partial_fit(*data)
     np.testing.assert_array_equal(clf.predict_proba(data[0]), expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_groups_that_are_added_or_taken_away_are_an_error_each_time(first, data):
+    groups = {"optimizer__param_groups": [("body.conv.*", {"lr": 0.0})]}
+    given, changed = (groups, None) if first else (None, groups)
+    clf = ConvNetClassifier(LAYERS, net_params=given).partial_fit(*data, classes=[0, 1])
+    expected = rates(clf)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="param_groups can't change while partial_fit"):
+            clf.set_params(net_params=changed).partial_fit(*data)
+    # As the error has left it, it goes on.
+    clf.set_params(net_params=given).partial_fit(*data)
+    assert rates(clf) == expected
