@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,11 +86,11 @@ class LeanNet(NeuralNetClassifier):
         valid = None if training.valid is None else _as_dataset(training.valid)
         datasets = {"dataset_train": _as_dataset(training.train), "dataset_valid": valid}
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
-        self._reduce_losses(training)
         keep_freed_memory()
         self.notify("on_train_begin", **everything)
         try:
-            self._train_epochs(training, datasets)
+            with self._losses_to_weigh(training):
+                self._train_epochs(training, datasets)
         except KeyboardInterrupt:
             self.notify("on_train_end", **everything)
             raise
@@ -111,16 +112,24 @@ class LeanNet(NeuralNetClassifier):
                 if alike and value.stride() != parameter.stride():
                     state[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
-    def _reduce_losses(self, training):
-        """Have the criterion return one loss an image if they are to be weighed."""
+    @contextmanager
+    def _losses_to_weigh(self, training):
+        """Have the criterion return one loss an image meanwhile if they are to be weighed."""
         sets = [part for part in (training.train, training.valid) if part is not None]
-        if any(part.weights is not None for part in sets):
-            if getattr(self.criterion_, "reduction", None) not in ("mean", "none"):
-                raise ValueError(
-                    "sample and class weights need a criterion whose reduction is 'mean', not "
-                    f"{self.criterion_}"
-                )
-            self.criterion_.reduction = "none"
+        if all(part.weights is None for part in sets):
+            yield
+            return
+        reduction = getattr(self.criterion_, "reduction", None)
+        if reduction not in ("mean", "none"):
+            raise ValueError(
+                "sample and class weights need a criterion whose reduction is 'mean', not "
+                f"{self.criterion_}"
+            )
+        self.criterion_.reduction = "none"
+        try:
+            yield
+        finally:
+            self.criterion_.reduction = reduction
 
     def _train_epochs(self, training, datasets):
         cuts = training_batches(len(training.train), training.batch_size)

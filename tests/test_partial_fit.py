@@ -173,3 +173,16 @@ def test_groups_that_are_added_or_taken_away_are_an_error_each_time(first, data)
     # As the error has left it, it goes on.
     clf.set_params(net_params=given).partial_fit(*data)
     assert rates(clf) == expected
+
+
+@pytest.mark.parametrize("failure", [None, ZeroDivisionError])
+def test_weights_of_one_fit_leave_the_criterion_as_it_was(failure, data):
+    clf = ConvNetClassifier(LAYERS, random_state=0).partial_fit(*data, classes=[0, 1])
+    weights = np.linspace(1, 2, 40)
+    if failure is None:
+        clf.partial_fit(*data, sample_weight=weights)
+    else:
+        clf.augment = lambda batch: 1 / 0
+        with pytest.raises(failure):
+            clf.partial_fit(*data, sample_weight=weights)
+    assert clf.net_.criterion_.reduction == "mean"
