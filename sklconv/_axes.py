@@ -22,6 +22,15 @@ CHANNELS_FIRST = {
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("batch_norm", "instance_norm", "group_norm"),
 }
+# So are those of what comes in, unless they were seen to be elsewhere.
+POOLS = {
+    "interpolate",
+    *(
+        f"{kind}_pool{n}d"
+        for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg")
+        for n in (1, 2, 3)
+    ),
+}
 CHANNELS_LAST = {"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"}
 # The axes of products are not those of their factors; what a property returns may be transposed.
 UNKNOWN = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "__get__"}
@@ -105,6 +114,8 @@ def _axis(func, name, shape, axis, output, args, kwargs):
     if name in CHANNELS_LAST:
         # On other axes than the channels' they mix places, as in MLP-Mixer.
         return axis if stays else output.ndim - 1
+    if name in POOLS:
+        return axis if stays else 1
     if axis is None or name in UNKNOWN:
         return None
     if name in MOVES:

@@ -98,15 +98,14 @@ PRE_LOGITS = Tap("penultimate", "", 1, of_pre_logits=True)
 def penultimate_tap(trace, body):
     """Return the tap on what goes into the classifier; `OUTPUT` if nothing tells what that is.
 
-    First what feeds a linear layer whose output is the network's, then what the network calls
-    pre-logits, then what feeds the layer in front of a softmax or of the means of maps.
+    First what feeds a linear layer whose output is the network's, unless the network itself
+    calls more than that its classifier; then what it calls pre-logits; then what feeds the layer
+    in front of a softmax or of the means of maps.
     """
-    classifier = trace.classifier
-    ends_in_it = classifier is not None and classifier.output is trace.output
-    if not ends_in_it and _has_pre_logits(body):
+    if _has_pre_logits(body) and not _ends_in_its_classifier(trace, body):
         return PRE_LOGITS
-    if classifier is not None:
-        return _input_tap(classifier, trace.calls)
+    if trace.classifier is not None:
+        return _input_tap(trace.classifier, trace.calls)
     if isinstance(trace.output, torch.Tensor):
         return OUTPUT
     raise ValueError(
@@ -114,6 +113,13 @@ def penultimate_tap(trace, body):
         "what goes into a classifier. Name a layer; its layers are: "
         + ", ".join(layer_names(trace.calls))
     )
+
+
+def _ends_in_its_classifier(trace, body):
+    last = trace.classifier
+    if last is None or last.output is not trace.output:
+        return False
+    return not hasattr(body, "get_classifier") or body.get_classifier() is last.module
 
 
 def _has_pre_logits(body):

@@ -188,6 +188,13 @@ def test_a_contradiction_is_an_error_and_a_callable_the_way_out(layer, said, wor
     assert_close(found, activations(net, X)[layer].mean((2, 3)))
 
 
+def test_pooled_maps_have_their_channels_first_whatever_the_network_says():
+    net, X = Says(network="NHWC"), images(6)
+    net.maps = nn.Sequential(net.maps, nn.MaxPool2d(2))
+    net.head = nn.Linear(1, 5)
+    assert_close(features(net, X, "maps"), activations(net, X)["maps"].mean((2, 3)))
+
+
 class Sequences(nn.Module):
     """(N, C, L) of one-dimensional convolutions, then tokens (N, T, C)."""
 
@@ -352,6 +359,7 @@ HEADS = {
     "convolution, BiT": ("resnetv2_50x1_bit", {}, 64),
     "convolution, DLA": ("dla34", {}, 64),
     "convolution, DPN": ("dpn48b", {}, 64),
+    "of several layers": ("convformer_s18", {}, 64),
     "no classifier": ("resnet18", {"num_classes": 0}, 64),
     "no classifier, tokens": ("vit_small_patch14_reg4_dinov2", {"img_size": 56, "depth": 2}, 56),
 }
