@@ -119,10 +119,13 @@ def _add_extract(commands):
         action="extend",
         type=_layers,
         help="name, glob or negative index of a layer; separate several by commas, or repeat the "
-        "option (default: penultimate, what feeds the last linear layer)",
+        "option (default: penultimate, what goes into the classifier)",
     )
-    pool = "how feature maps are reduced: means, maxima, or all values kept (default: avg)"
-    add("--pool", default="avg", choices=["avg", "max", "flatten"], help=pool)
+    pool = (
+        "how feature maps and tokens are reduced: means, maxima, all values kept, or the class "
+        "token (default: avg)"
+    )
+    add("--pool", default="avg", choices=["avg", "max", "flatten", "cls"], help=pool)
     _add_network_options(add, "pretrained")
     for name in ("mean", "std"):
         text = f"{name} of each channel, for pixels in [0, 1] (default: as the weights want it)"

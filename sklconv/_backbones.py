@@ -72,7 +72,7 @@ class Backbone(SuggestingEstimator):
     >>> images = load_sample_images().images  # two photographs of 427×640 pixels
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> backbone = Backbone(net, mean=[0.5] * 3, std=[0.25] * 3, image_size=64)
-    >>> ConvFeatureExtractor(backbone).fit_transform(images).shape
+    >>> ConvFeatureExtractor(backbone, layer="1").fit_transform(images).shape
     (2, 8)
     """
 

@@ -1,6 +1,7 @@
 """ConvFeatureExtractor."""
 
 import copy
+import warnings
 from dataclasses import replace
 from numbers import Integral
 
@@ -19,6 +20,7 @@ from ._images import ImageFormat, check_image_shape, check_images
 from ._inference import collect_outputs, iterate_outputs, read_images
 from ._modules import ImageNetwork, PreparePixels
 from ._network import N_TRACED, trace_network
+from ._pooling import POOLINGS, feature_names, pooled, read_activation
 from ._randomness import seeded_global_states
 from ._sklearn import (
     Interval,
@@ -28,7 +30,8 @@ from ._sklearn import (
     fit_context,
     undone_if_it_fails,
 )
-from ._taps import find_deepest, resolve_taps, run_taps, tapped_activation
+from ._taps import OUTPUT, find_deepest, resolve_taps, run_taps, tapped_activation
+from ._tracing import trace_layers
 
 
 class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
@@ -46,13 +49,19 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     layer : str, int or list of these, default="penultimate"
         Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
         into the layers in the order in which they run, a glob (``"conv*"``), or several of
-        these, from one pass. ``"penultimate"``: what feeds the last linear layer, if that
-        layer's output is the network's output; else the network's output. A layer that runs
-        several times is tapped at its last call.
-    pool : {"auto", "avg", "max", "flatten"} or callable, default="auto"
-        How feature maps (N, C, H, W) and tokens (N, T, C) become vectors: the mean or maximum
-        of each map, or all values. "auto": the mean. A callable takes the activation, a
-        tensor, and returns one of shape (N, n_features). Vectors are left alone.
+        these, from one pass. ``"penultimate"`` is what goes into the classifier: what feeds the
+        last linear layer if that layer's output is the network's, or lies before a softmax;
+        what timm calls pre-logits where a network of it has other heads; the maps that feed a
+        last convolution of one pixel if the means of its maps are the output. Where nothing
+        tells, the network's output is taken, with a warning. A layer that runs several times is
+        tapped at its last call. Layers that put out lists, tuples or dicts can't be tapped.
+    pool : {"auto", "avg", "max", "flatten", "cls"} or callable, default="auto"
+        How feature maps and tokens become vectors: the mean or maximum of each channel, all
+        values, or the class token. "auto": the mean. Means and maxima of tokens (N, T, C) are
+        over the patches, without class token and registers, if the network says how many of
+        these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
+        (N, H, W, C) where the network computes them so. A callable takes the activation as it
+        is, a tensor, and returns one of shape (N, n_features). Vectors are left alone.
     image_shape, data_format, reader, device, precision, random_state, verbose : default=None
         As for `ConvNetClassifier`; None: as the estimator has it.
     on_bad_image : {"raise", "nan"}, default="raise"
@@ -108,7 +117,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     _parameter_constraints: dict = {
         "estimator": [ConvNetClassifier, FrozenEstimator, Backbone, torch.nn.Module, None],
         "layer": [str, Integral, list],
-        "pool": [StrOptions({"auto", "avg", "max", "flatten"}), callable],
+        "pool": [StrOptions(POOLINGS), callable],
         "image_shape": "no_validation",
         "data_format": [StrOptions({"auto", "channels_first", "channels_last"}), None],
         "reader": [callable, None],
@@ -232,15 +241,13 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         -------
         ndarray of str
             ``dense_0``; of pooled maps ``conv2_0``, one a channel; of flattened ones
-            ``conv2_3_y0_x5``.
+            ``conv2_3_y0_x5``, of flattened tokens ``norm_3_t5``.
         """
         check_is_fitted(self)
         check_feature_names_in(self, input_features, generate_names=False)
         names = [
-            _feature_names(tap.name, shape, self.pool, width)
-            for tap, shape, width in zip(
-                self._taps, self._tap_shapes, self._tap_widths, strict=True
-            )
+            feature_names(reading, self.pool, width)
+            for reading, width in zip(self._readings, self._tap_widths, strict=True)
         ]
         return np.array([name for group in names for name in group], dtype=object)
 
@@ -348,79 +355,57 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     def _place_taps(self):
         check_precision(self.precision, self.module_.device)
-        calls, output = trace_network(self.module_, self.image_shape_)
-        self._taps = resolve_taps(self.layer, calls, output)
-        self._deepest = find_deepest(self._taps, calls)
+        network = self.module_
+        trace = trace_network(network, self.image_shape_)
+        self._taps = resolve_taps(self.layer, trace, network.body)
+        self._deepest = find_deepest(self._taps, trace.calls)
         self.layers_ = [tap.name for tap in self._taps]
-        activations = [tapped_activation(tap, calls, output) for tap in self._taps]
-        self._tap_shapes = [tuple(activation.shape[1:]) for activation in activations]
-        self._tap_widths = [
-            self._pooled(tap.name, activation, N_TRACED).shape[1]
-            for tap, activation in zip(self._taps, activations, strict=True)
+        seen = [self._seen(tap, trace) for tap in self._taps]
+        self._readings = [
+            read_activation(tap, activation, axis, self.pool, trace, network.body)
+            for tap, (activation, axis) in zip(self._taps, seen, strict=True)
         ]
-        if not self.module_.chooses_layout:
+        self._tap_widths = [
+            pooled(activation, reading, self.pool, N_TRACED).shape[1]
+            for (activation, _), reading in zip(seen, self._readings, strict=True)
+        ]
+        if not network.chooses_layout:
             self._check_rows()
+        if OUTPUT in self._taps and trace.calls:  # else there is no other layer to name
+            self._warn_of_output()
+
+    def _seen(self, tap, trace):
+        """What ``tap`` gets of blank images, and the axis of its channels or None."""
+        if not tap.of_pre_logits:
+            return tapped_activation(tap, trace)
+        network, x = self.module_, self._blank_images(N_TRACED)
+        trace = trace_layers(network.body, lambda: run_taps(network, [tap], tap, x)[0])
+        return trace.output, trace.output_axis
 
     def _check_rows(self):
         """Raise if only for the number of traced images there is a row an image."""
-        shape = (N_TRACED + 1, *self.image_shape_)
         with torch.no_grad():
-            self._features(torch.zeros(shape, dtype=torch.uint8, device=self.module_.device))
+            self._features(self._blank_images(N_TRACED + 1))
+
+    def _blank_images(self, n):
+        shape = (n, *self.image_shape_)
+        return torch.zeros(shape, dtype=torch.uint8, device=self.module_.device)
+
+    def _warn_of_output(self):
+        warnings.warn(
+            "layer='penultimate' takes the network's output, which may be scores of classes: "
+            f"nothing tells what goes into a classifier in {type(self.module_.body).__name__}. "
+            "Name a layer instead, such as layer=-1, the last",
+            UserWarning,
+            stacklevel=5,
+        )
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
         network = self.module_
         precision = self.precision or network.precision
         activations = run_taps(network, self._taps, self._deepest, x, precision)
         features = [
-            self._pooled(tap.name, activation, len(x))
-            for tap, activation in zip(self._taps, activations, strict=True)
+            pooled(activation, reading, self.pool, len(x))
+            for activation, reading in zip(activations, self._readings, strict=True)
         ]
         return features[0] if len(features) == 1 else torch.cat(features, dim=1)
-
-    def _pooled(self, name, activation, n):
-        """One vector for each of ``n`` images."""
-        if not isinstance(activation, torch.Tensor):
-            raise ValueError(f"layer {name!r} puts out {type(activation).__name__}, not a tensor")
-        ndim = activation.ndim
-        if callable(self.pool):
-            features = self.pool(activation)
-            if not isinstance(features, torch.Tensor) or features.shape[:-1] != (n,):
-                came = getattr(features, "shape", type(features).__name__)
-                raise ValueError(
-                    f"pool returned {came} for the activation {tuple(activation.shape)} of layer "
-                    f"{name!r}; it must return a tensor of shape ({n}, n_features)"
-                )
-            return features
-        if activation.shape[:1] != (n,):
-            raise ValueError(
-                f"layer {name!r} puts out {tuple(activation.shape)} for {n} images, which is not "
-                "one row an image. Tap another layer, or give a callable as pool: it gets the "
-                f"activation whole and returns a tensor of shape ({n}, n_features)"
-            )
-        if ndim == 2:
-            return activation
-        if ndim not in (3, 4):
-            raise ValueError(
-                f"layer {name!r} puts out {tuple(activation.shape)} for {n} images, neither "
-                "vectors nor tokens nor feature maps; give a callable as pool"
-            )
-        if self.pool == "flatten":
-            return activation.flatten(1)
-        places = (2, 3) if ndim == 4 else 1
-        return activation.amax(places) if self.pool == "max" else activation.mean(places)
-
-
-def _feature_names(layer, shape, pool, width):
-    """Name the features of one layer whose activation has this shape."""
-    if pool != "flatten" or len(shape) == 1:
-        return [f"{layer}_{i}" for i in range(width)]
-    if len(shape) == 2:
-        tokens, channels = shape
-        return [f"{layer}_{c}_t{t}" for t in range(tokens) for c in range(channels)]
-    channels, height, width = shape
-    return [
-        f"{layer}_{c}_y{y}_x{x}"
-        for c in range(channels)
-        for y in range(height)
-        for x in range(width)
-    ]

@@ -18,7 +18,7 @@ from ._pretrained import suggest_network
 from ._randomness import generator, mask_generator, seeded_global_states
 from ._stack import LayerStack
 from ._suggestions import did_you_mean
-from ._taps import trace_layers
+from ._tracing import trace_layers
 
 # Blank images that a network is tried with.
 N_TRACED = 2
@@ -296,7 +296,7 @@ def _meant(module):
 
 
 def trace_network(network, image_shape, n_outputs=None):
-    """Run ``network`` once on blank images; return its `LayerCall`s and its output.
+    """Run ``network`` once on blank images; return the `Trace`, which iterates as calls, output.
 
     Raises unless it takes images of this shape and puts out ``n_outputs`` columns.
     """
@@ -304,15 +304,16 @@ def trace_network(network, image_shape, n_outputs=None):
     blank = torch.zeros(N_TRACED, *image_shape, dtype=torch.uint8, device=network.device)
     try:
         with RightLayouts() as watched:
-            calls, output = trace_layers(network.eval().body, lambda: network(blank))
+            trace = trace_layers(network.eval().body, lambda: network(blank))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"module can't take images of shape {image_shape}: {error}") from error
     if not network.chooses_layout:
         network.risks = watched.risks | risks_of_modules(network.body)
+    output = trace.output
     if n_outputs is not None and getattr(output, "shape", None) != (N_TRACED, n_outputs):
         came = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(
             f"module puts out {came} for {N_TRACED} images, but y has {n_outputs} classes: its "
             f"output must have shape ({N_TRACED}, {n_outputs}), one column a class"
         )
-    return calls, output
+    return trace

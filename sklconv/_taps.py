@@ -1,31 +1,18 @@
 """Activations of named layers, from a pass that stops behind the deepest of them."""
 
 import fnmatch
+import inspect
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 
 import torch
-from torch import nn
 
 from ._devices import autocast
 from ._passes import pass_hooks
 from ._stack import LayerStack
 from ._suggestions import did_you_mean
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """One call of a layer as seen in a pass: what went in and what came out."""
-
-    name: str
-    module: nn.Module
-    input: object
-    output: torch.Tensor
-    # How often they had been written into by then: what follows may work in place.
-    input_version: int
-    output_version: int
+from ._tracing import describe
 
 
 @dataclass(frozen=True)
@@ -36,36 +23,8 @@ class Tap:
     module: str
     n_calls: int
     of_input: bool = False
-
-
-def trace_layers(body, run):
-    """Return the `LayerCall`s of one pass, in the order in which they ended.
-
-    ``run`` is a function without arguments that makes the pass. Layers that put out anything
-    but a tensor are left out.
-    """
-    calls: list[LayerCall] = []
-
-    def record(name, module, inputs, output):
-        if isinstance(output, torch.Tensor):
-            first = inputs[0] if inputs else None
-            versions = _version(first), _version(output)
-            calls.append(LayerCall(name, module, first, output, *versions))
-
-    listeners = [
-        (module.register_forward_hook, partial(record, name))
-        for name, module in body.named_modules()
-        if name
-    ]
-    # Out of a caller's inference mode, in which tensors do not count writes into them.
-    with pass_hooks(listeners), torch.inference_mode(False), torch.no_grad():
-        output = run()
-    return calls, output
-
-
-def _version(value):
-    tracked = isinstance(value, torch.Tensor) and not value.is_inference()
-    return value._version if tracked else 0
+    # In place of a module's: what the network's own `forward_head` calls pre-logits, as timm's do.
+    of_pre_logits: bool = False
 
 
 def layer_names(calls):
@@ -73,30 +32,31 @@ def layer_names(calls):
     return list(reversed(dict.fromkeys(call.name for call in reversed(calls))))
 
 
-def resolve_taps(layer, calls, output):
-    """Return the `Tap`s that ``layer`` names, in the order given, the deepest known by ``calls``.
+def resolve_taps(layer, trace, body):
+    """Return the `Tap`s that ``layer`` names, in the order given.
 
     Parameters
     ----------
     layer : str, int or list of these
         As `sklconv.ConvFeatureExtractor` takes it.
-    calls, output
-        As `trace_layers` returns them.
+    trace : Trace
+        Of a pass through ``body``.
+    body : torch.nn.Module
     """
-    names = layer_names(calls)
+    names = layer_names(trace.calls)
     wanted = layer if isinstance(layer, (list, tuple)) else [layer]
     if not wanted:
         raise ValueError("layer=[] names no layer")
     taps = []
     for one in wanted:
         if isinstance(one, str) and one == "penultimate" and one not in names:
-            taps.append(_penultimate(calls, output))
+            taps.append(penultimate_tap(trace, body))
         else:
-            taps += [_output_tap(name, calls) for name in _matching(one, names)]
+            taps += [_output_tap(name, trace.calls) for name in _matching(one, names, trace)]
     return list(dict.fromkeys(taps))
 
 
-def _matching(layer, names):
+def _matching(layer, names, trace):
     if isinstance(layer, Integral) and not isinstance(layer, bool):
         if -len(names) <= int(layer) < 0:
             return [names[int(layer)]]
@@ -108,9 +68,22 @@ def _matching(layer, names):
     found = fnmatch.filter(names, layer)
     if found:
         return found
+    others = fnmatch.filter(trace.others, layer)
+    if others:
+        raise ValueError(_not_one_tensor(layer, others[0], names, trace))
     raise ValueError(
         f"layer={layer!r} is not a layer of this network. Its layers are: {', '.join(names)}."
         + did_you_mean(layer, [*names, "penultimate"])
+    )
+
+
+def _not_one_tensor(layer, name, names, trace):
+    inside = [other for other in names if other.startswith(f"{name}.")]
+    children = [other for other in inside if other.count(".") == name.count(".") + 1]
+    hint = f" Layers inside it: {', '.join(children or inside)}" if inside else ""
+    return (
+        f"layer={layer!r}: {name!r} puts out {trace.others[name]}; only layers that put out one "
+        f"tensor can be tapped.{hint}"
     )
 
 
@@ -118,15 +91,53 @@ def _output_tap(name, calls):
     return Tap(name, name, sum(call.name == name for call in calls))
 
 
-def _penultimate(calls, output):
-    """The tap on what feeds the last linear layer, if that one's output is the network's."""
-    linear = [i for i, call in enumerate(calls) if isinstance(call.module, nn.Linear)]
-    last = calls[linear[-1]] if linear else None
-    if last is None or last.output is not output or last.output_version != _version(output):
-        return Tap("penultimate", "", 1)
-    for call in calls[: linear[-1]]:
-        # Also under the name of the first that put it out so: dropout hands its input on, but
-        # ReLU may have written into it since.
+OUTPUT = Tap("penultimate", "", 1)
+PRE_LOGITS = Tap("penultimate", "", 1, of_pre_logits=True)
+
+
+def penultimate_tap(trace, body):
+    """Return the tap on what goes into the classifier; `OUTPUT` if nothing tells what that is.
+
+    First what feeds a linear layer whose output is the network's, unless the network itself
+    calls more than that its classifier; then what it calls pre-logits; then what feeds the layer
+    in front of a softmax or of the means of maps.
+    """
+    if _has_pre_logits(body) and not _ends_in_its_classifier(trace, body):
+        return PRE_LOGITS
+    if trace.classifier is not None:
+        return _input_tap(trace.classifier, trace.calls)
+    if isinstance(trace.output, torch.Tensor):
+        return OUTPUT
+    raise ValueError(
+        f"layer='penultimate': the network puts out {describe(trace.output)}, and nothing tells "
+        "what goes into a classifier. Name a layer; its layers are: "
+        + ", ".join(layer_names(trace.calls))
+    )
+
+
+def _ends_in_its_classifier(trace, body):
+    last = trace.classifier
+    if last is None or last.output is not trace.output:
+        return False
+    return not hasattr(body, "get_classifier") or body.get_classifier() is last.module
+
+
+def _has_pre_logits(body):
+    head = getattr(body, "forward_head", None)
+    return hasattr(body, "forward_features") and "pre_logits" in _parameter_names(head)
+
+
+def _parameter_names(function):
+    return inspect.signature(function).parameters if callable(function) else ()
+
+
+def _input_tap(last, calls):
+    """The tap on what goes into the call ``last``, by the name of the layer that put it out."""
+    for call in calls:
+        if call is last:
+            break
+        # The first that put it out so: dropout hands its input on, but ReLU may have written
+        # into it since.
         if call.output is last.input and call.output_version == last.input_version:
             return _output_tap(call.name, calls)
     n_calls = sum(call.name == last.name for call in calls)
@@ -159,7 +170,7 @@ def run_taps(network, taps, deepest, x, precision="float32"):
         return [found[tap.module] for tap in taps]
     hooks = _Hooks(taps, deepest)
     with hooks.on(network.body), autocast(x.device, precision), network.right_layouts():
-        network.body(network.prepared(x))
+        _run(network.body, network.prepared(x), hooks.found, taps)
     unseen = [tap.name for tap in taps if tap not in hooks.found]
     if unseen:
         raise ValueError(
@@ -167,6 +178,16 @@ def run_taps(network, taps, deepest, x, precision="float32"):
             "what torch.compile has compiled can't be tapped: give the module itself"
         )
     return [hooks.found[tap] for tap in taps]
+
+
+def _run(body, x, found, taps):
+    if PRE_LOGITS not in taps:
+        body(x)
+        return
+    features = body.forward_features(x)
+    found[PRE_LOGITS] = body.forward_head(features, pre_logits=True)
+    if len(found) < len(taps):
+        body.forward_head(features)
 
 
 class _Hooks:
@@ -179,8 +200,11 @@ class _Hooks:
 
     @contextmanager
     def on(self, body):
-        with suppress(_Done), pass_hooks([self._listener(body, tap) for tap in self.taps]):
+        with suppress(_Done), pass_hooks(self._listeners(body)):
             yield
+
+    def _listeners(self, body):
+        return [self._listener(body, tap) for tap in self.taps if not tap.of_pre_logits]
 
     def _listener(self, body, tap):
         module = body.get_submodule(tap.module)
@@ -206,9 +230,11 @@ def find_deepest(taps, calls):
     return max(taps, key=lambda tap: last[tap.module] - (0.5 if tap.of_input else 0))
 
 
-def tapped_activation(tap, calls, output):
-    """Return the activation of ``tap`` in a traced pass."""
+def tapped_activation(tap, trace):
+    """Return the activation of ``tap`` in a traced pass, and the axis of its channels or None."""
     if not tap.module:
-        return output
-    last = next(call for call in reversed(calls) if call.name == tap.module)
-    return last.input if tap.of_input else last.output
+        return trace.output, trace.output_axis
+    last = next(call for call in reversed(trace.calls) if call.name == tap.module)
+    if tap.of_input:
+        return last.input, last.input_axis
+    return last.output, last.output_axis

@@ -478,7 +478,7 @@ def test_a_fitted_estimator_needs_no_source_of_weights(tmp_path, small):
         "from sklconv import Backbone, ConvFeatureExtractor\n"
         "X = np.arange(2 * 8 * 8 * 3, dtype=np.uint8).reshape(2, 8, 8, 3)\n"
         "torch.save(source.make().state_dict(), 'w.pth')\n"
-        "extractor = ConvFeatureExtractor(Backbone(source.make, weights='w.pth'))\n"
+        "extractor = ConvFeatureExtractor(Backbone(source.make, weights='w.pth'), layer='1')\n"
         "unfitted = len(pickle.dumps(extractor))\n"
         "assert unfitted < 1000, unfitted\n"
         "features = extractor.fit_transform(X)\n"

@@ -432,7 +432,8 @@ def test_names_that_are_no_text(folder, capsys):
 
 
 def test_a_network_of_one_channel_gets_grey_photos(photos):
-    assert extract("photos", "--backbone", "nets:make_grey", "--image-size", "12") == 0
+    network = ["--backbone", "nets:make_grey", "--image-size", "12"]
+    assert extract("photos", *network, "--layer", "1") == 0
     features = np.load("features.npz")["features"]
     assert features.shape == (22, 6)
     assert np.isfinite(features).all()

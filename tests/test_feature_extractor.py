@@ -133,7 +133,7 @@ class FunctionalHead(nn.Module):
 
 
 class Probabilities(nn.Sequential):
-    """The last linear layer's output is not the network's."""
+    """A softmax stands behind the last linear layer."""
 
     def __init__(self):
         super().__init__(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
@@ -291,7 +291,7 @@ def penultimate_by_hand(name, outputs, inputs, output):
     return {
         "residual": lambda: inputs["fc"],
         "functional head": lambda: inputs["fc2"],
-        "probabilities": lambda: output,
+        "probabilities": lambda: inputs["3"],
         "recurrent": lambda: inputs["end"],
         "tied head": lambda: inputs["step"],  # at its last call
         "tokens": lambda: inputs["head"],
@@ -337,9 +337,10 @@ def test_penultimate_of_a_network_that_is_one_linear_layer():
     assert_features(extractor.transform(X_new), expected.numpy())
 
 
-def test_penultimate_of_a_network_without_linear_layers_is_its_output():
+def test_penultimate_of_a_network_without_a_classifier_is_its_output_with_a_warning():
     module = nn.Sequential(nn.Conv2d(1, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    extractor = ConvFeatureExtractor(module).fit(X)
+    with pytest.warns(UserWarning, match="takes the network's output.*layer=-1"):
+        extractor = ConvFeatureExtractor(module).fit(X)
     with torch.no_grad():
         assert_features(extractor.transform(X_new), module(torch.from_numpy(X_new)).numpy())
 
