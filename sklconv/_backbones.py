@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import weakref
-from collections.abc import Mapping
+from contextlib import suppress
 from numbers import Integral, Real
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ._digests import Undigestible, network_digest
 from ._files import central_region
-from ._layouts import as_channels_last
-from ._pretrained import create_network, known_preprocessing
+from ._layouts import as_channels_last, lay_out_weights
+from ._passes import pass_hooks
+from ._pretrained import create_network, known_preprocessing, size_to_build
 from ._randomness import seeded_global_states
 from ._sklearn import (
     Interval,
@@ -23,6 +24,10 @@ from ._sklearn import (
     SuggestingEstimator,
     validate_parameter_constraints,
 )
+from ._weights import load_weights
+
+# For a first look at a network of which no size is known.
+USUAL_SIZE = (224, 224)
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")
 
@@ -31,7 +36,7 @@ class Backbone(SuggestingEstimator):
     """A pretrained network, with the preprocessing that its weights want.
 
     As the ``estimator`` of a `ConvFeatureExtractor` it is frozen; as the ``module`` of a
-    `ConvNetClassifier` it gets a new last layer for the classes and is fine-tuned. Nothing is
+    `ConvNetClassifier` it gets a new head for the classes and is fine-tuned. Nothing is
     loaded before fit, and then once a process, however often an estimator is cloned. The two
     networks used last stay in memory.
 
@@ -40,7 +45,8 @@ class Backbone(SuggestingEstimator):
     network : str, torch.nn.Module or callable
         ``"timm/resnet18"``, ``"torchvision/resnet18"``,
         ``"efficientnet_lite/efficientnet-lite0"``, a module, or a function without arguments
-        that returns one. A module is copied, never changed.
+        that returns one. A module is copied, never changed; parameters that do not require
+        gradients in it stay frozen in fine-tuning.
     weights : str, path-like or None, default="pretrained"
         "pretrained": those that the library downloads (tens to hundreds of MB, once) or, for
         EfficientNet-Lite, that are installed as a package, or that the module has. A path: a
@@ -48,8 +54,9 @@ class Backbone(SuggestingEstimator):
     mean, std : sequence of float or None, default=None
         Of each channel, of pixels in [0, 1]. None: as the weights' library says, or none.
     image_size : int, (int, int) or None, default=None
-        Height and width to which images are resized, in pixels. None: as the weights' library
-        says (the size for testing, where it has one), or as the images are.
+        Height and width to which images are resized, in pixels; networks of timm and torchvision
+        that take images of one size only, such as transformers, are built for it. None: as the
+        weights' library says (the size for testing, where it has one), or as the images are.
     interpolation : {"bilinear", "bicubic"} or None, default=None
         How, antialiased. None: as the weights' library says, or "bilinear".
     crop_pct : float in (0, 1] or None, default=None
@@ -153,23 +160,33 @@ class Backbone(SuggestingEstimator):
             return self.image_size and tuple(self.image_size)
         return (self.image_size, self.image_size)
 
+    @property
+    def network_name(self):
+        """``network`` for errors: its name, or that of its class."""
+        if isinstance(self.network, nn.Module):
+            return type(self.network).__name__
+        return repr(self.network)
+
     def load(self, device="cpu"):
         """Return the network with its weights, in eval mode: one for all, not to be changed."""
         if isinstance(self.network, nn.Module):
             return _shared_copy(self.network, self.weights, device)
+        size = None
+        if isinstance(self.network, str):
+            size = size_to_build(self.network, self.size, self.weights == "pretrained")
         if self.weights is None:
             # Random weights are drawn anew.
-            return _prepared(_create(self.network, None), None, device)
+            return _prepared(_create(self.network, None, size), None, device)
         weights, stamp = self.weights, None
         if weights != "pretrained":
             weights = os.fspath(weights)
             stamp = _stamp(weights)
-        return _load_once(self.network, weights, stamp, device)
+        return _load_once(self.network, weights, stamp, device, size)
 
     def preparation(self, network):
         """Return the module that prepares pixels for ``network``; call it on a resolved one."""
-        first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-        channels = None if first is None else first.in_channels
+        # The libraries' networks take colour.
+        channels = 3 if isinstance(self.network, str) else input_channels(network, self.size)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and channels is not None and len(values) not in (1, channels):
@@ -200,6 +217,42 @@ def file_options(module, X):
     if backbone.size is not None and isinstance(X, list):
         options["shape"] = (_n_channels(backbone), *backbone.size)
     return options
+
+
+def input_channels(network, size):
+    """Return how many channels the images have that ``network`` takes, or None if any number.
+
+    The first convolution that runs tells: it stands behind what networks do to pixels before.
+    """
+    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    if not convolutions:
+        return None
+    first = convolutions[0].in_channels
+    for channels in (first, 3):
+        images = torch.zeros(2, channels, *(size or USUAL_SIZE))
+        with suppress(Exception):  # of whatever kind: users' code, run with what it may not take
+            wanted, came = _first_convolution(network, convolutions, images)
+            if channels * wanted % came == 0:
+                return channels * wanted // came
+    return first
+
+
+class _Reached(Exception):
+    """Ends a pass at its first convolution."""
+
+
+def _first_convolution(network, convolutions, images):
+    """Return how many channels the first convolution that runs takes, and how many it gets."""
+    found = []
+
+    def note(convolution, inputs, _):
+        found.append((convolution.in_channels, inputs[0].shape[-3]))
+        raise _Reached
+
+    listeners = [(convolution.register_forward_pre_hook, note) for convolution in convolutions]
+    with suppress(_Reached), pass_hooks(listeners), torch.no_grad():
+        network(images.to(convolutions[0].weight.device))
+    return found[0]
 
 
 def _n_channels(backbone):
@@ -265,11 +318,15 @@ class PrepareForWeights(nn.Module):
             return x
         if came == 1:
             return x.expand(-1, self.channels, -1, -1)
+        hint = ""
         if (came, self.channels) in ((4, 3), (2, 1)):
-            return x[:, : self.channels]
+            hint = (
+                f". If the last one is alpha, leave it out: X[..., :{self.channels}], or "
+                f"X[:, :{self.channels}] where channels come first"
+            )
         raise ValueError(
-            f"X has images of {came} channels, but the backbone takes {self.channels}: grey is "
-            "repeated and alpha is dropped, anything else is for you to convert"
+            f"X has images of {came} channels, but the backbone takes {self.channels}: of arrays "
+            f"grey is repeated, anything else is for you to convert{hint}"
         )
 
     def _resized(self, x):
@@ -292,10 +349,10 @@ class PrepareForWeights(nn.Module):
         return ", ".join(parts)
 
 
-def _create(network, weights):
+def _create(network, weights, size):
     """Return a new module; the library's own pretrained weights if ``weights`` says so."""
     if isinstance(network, str):
-        return create_network(network, pretrained=weights == "pretrained")
+        return create_network(network, weights == "pretrained", size)
     module = network()
     if not isinstance(module, nn.Module):
         raise TypeError(
@@ -306,8 +363,8 @@ def _create(network, weights):
 
 
 @functools.lru_cache(maxsize=2)
-def _load_once(network, weights, stamp, device):
-    return _prepared(_create(network, weights), weights, device)
+def _load_once(network, weights, stamp, device, size):
+    return _prepared(_create(network, weights, size), weights, device)
 
 
 _copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -317,7 +374,8 @@ def _shared_copy(module, weights, device):
     """Return a copy of ``module``, the same one as long as ``module`` stays the same."""
     file = None if weights in ("pretrained", None) else _stamp(weights)
     try:
-        stamp = (weights, file, device, network_digest(module))
+        learns = tuple(parameter.requires_grad for parameter in module.parameters())
+        stamp = (weights, file, device, network_digest(module), learns)
     except Undigestible:
         return _prepared(copy.deepcopy(module), weights, device)
     known = _copies.get(module)
@@ -328,69 +386,10 @@ def _shared_copy(module, weights, device):
 
 def _prepared(module, weights, device):
     if weights not in ("pretrained", None):
-        _load_weights(module, os.fspath(weights))
-    module.eval().requires_grad_(False).to(device)
-    return module.to(memory_format=torch.channels_last)
+        load_weights(module, os.fspath(weights))
+    return lay_out_weights(module.eval().to(device))
 
 
 def _stamp(path):
     status = os.stat(path)
     return (status.st_mtime_ns, status.st_size)
-
-
-def _load_weights(module, path):
-    state = _read_weights(path)
-    expected = module.state_dict()
-    missing, unexpected = sorted(expected.keys() - state), sorted(state.keys() - expected)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected.keys() & state
-        if state[key].shape != expected[key].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{what}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''} ({len(keys)})"
-            for what, keys in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", sorted(shapes)),
-            )
-            if keys
-        ]
-        raise ValueError(f"weights={path!r} are those of another network: {'; '.join(parts)}")
-    module.load_state_dict(state, strict=False)
-
-
-def _read_weights(path):
-    if path.endswith(".safetensors"):
-        try:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        except ImportError:
-            raise ImportError(
-                '.safetensors files need safetensors: pip install "sklconv[timm]"'
-            ) from None
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"weights={path!r} is no file of weights: {error}") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"weights={path!r} is no file of weights: {error}") from error
-    except Exception as error:  # pickle.UnpicklingError: what is not a tensor is not unpickled
-        raise ValueError(
-            f"weights={path!r} holds more than tensors and is not read: {error}"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    ):
-        raise ValueError(
-            f"weights={path!r} holds {type(state).__name__}, not named tensors: a dict from names "
-            "such as 'conv1.weight' to tensors"
-        )
-    return {key.removeprefix("module."): value for key, value in state.items()}

@@ -37,7 +37,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         :mod:`sklconv.layers`, whose parameters become the estimator's own
         (``conv1__filters``); ``"passthrough"`` in a layer's place leaves it out; an output
         layer is added unless there is a ``Dense("n_classes")``. A `TorchModule`, built at
-        fit. A `Backbone`, whose last layer is replaced by one for the classes. A module
+        fit. A `Backbone`, whose head is replaced by one for the classes. A module
         instance: copied, never changed; it must put out one column a class.
     image_shape : tuple of int or None, default=None
         ``(height, width)`` or ``(channels, height, width)`` of the images, in pixels; needed

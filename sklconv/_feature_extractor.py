@@ -18,6 +18,7 @@ from ._devices import check_precision, resolve_device
 from ._files import ImageFiles
 from ._images import ImageFormat, check_image_shape, check_images
 from ._inference import collect_outputs, iterate_outputs, read_images
+from ._layouts import lay_out_weights
 from ._modules import ImageNetwork, PreparePixels
 from ._network import N_TRACED, trace_network
 from ._pooling import POOLINGS, feature_names, pooled, read_activation
@@ -351,7 +352,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
         network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
         network.to(resolve_device(self.device or "auto"))
-        self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = lay_out_weights(network)
 
     def _place_taps(self):
         check_precision(self.precision, self.module_.device)

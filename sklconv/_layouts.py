@@ -5,6 +5,8 @@ channels-last layout, and computes the same ones rightly in its own order, chann
 ``tests/search_convolutions.py`` searches for more of their kind.
 """
 
+from itertools import chain
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,6 +22,17 @@ def as_channels_last(x):
         # Both layouts are one in memory; only the strides tell torch which is meant.
         return x.as_strided((n, c, h, w), (h * w, 1, w, 1))
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def lay_out_weights(network):
+    """Put the weights of two-dimensional convolutions in channels-last layout; return ``network``.
+
+    `torch.nn.Module.to` does that too, but fails on weights of five dimensions.
+    """
+    for weight in chain(network.parameters(), network.buffers()):
+        if weight.ndim == 4:
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+    return network
 
 
 def as_channels_first(x):

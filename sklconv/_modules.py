@@ -75,10 +75,12 @@ class ImageNetwork(nn.Module):
         super().__init__()
         self.prepare = prepare
         self.body = body
-        self.head = head  # name of the layer that is new in a pretrained body
+        self.head = head  # names of the layers that are new in a pretrained body
         self.precision = "float32"
         self.risks = set()  # of its convolutions in channels-last layout
         self._frozen = []
+        # What whoever made the body froze stays so.
+        self._fixed = {name for name, p in body.named_parameters() if not p.requires_grad}
         # Walking through the modules and parameters of a small network takes as long as a
         # layer of it: they are noted once.
         self._parts = list(body.modules())
@@ -95,12 +97,28 @@ class ImageNetwork(nn.Module):
     def freeze(self, layers):
         """Have ``layers``, modules of the body, stay as they are while training."""
         if layers or self._frozen:
-            self.body.requires_grad_(True)
+            for name, parameter in self.body.named_parameters():
+                parameter.requires_grad_(name not in self._fixed)
         self._frozen = layers
-        for layer in layers:
-            layer.requires_grad_(False)
-        if self._trains_head():
-            self.body.get_submodule(self.head).requires_grad_(True)
+        self._set_parts(lambda part, learns: part.requires_grad_(learns))
+
+    def _set_parts(self, set_part):
+        """Call ``set_part`` for what is frozen, with False, and for the head, with True.
+
+        The head learns also where what is frozen stands around it, but not what is frozen in it.
+        """
+        heads = [head for head in self.head_layers() if head not in self._frozen]
+        within = {part for head in heads for part in head.modules()}
+        for layer in self._frozen:
+            set_part(layer, False)
+        for head in heads:
+            set_part(head, True)
+        for layer in within.intersection(self._frozen):
+            set_part(layer, False)
+
+    def head_layers(self):
+        """Return the modules that are new in a pretrained body."""
+        return [self.body.get_submodule(name) for name in self.head or ()]
 
     def settings(self):
         """Return what `restore` needs: all that is set here but weights."""
@@ -116,15 +134,9 @@ class ImageNetwork(nn.Module):
     def train(self, mode=True):
         """Set training mode; what is frozen stays in eval mode, its statistics fixed."""
         super().train(mode)
-        for layer in self._frozen:
-            layer.eval()
-        if self._trains_head():
-            self.body.get_submodule(self.head).train(mode)
+        if mode:
+            self._set_parts(lambda part, learns: part.train(learns))
         return self
-
-    def _trains_head(self):
-        # Also where what is frozen stands around it.
-        return self.head and self.body.get_submodule(self.head) not in self._frozen
 
     def has_training_parts(self):
         """Whether any part is in training mode."""

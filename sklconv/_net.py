@@ -415,7 +415,7 @@ def learning_rates(network, lr, backbone_lr, net_params):
     if network.head is None:
         return {"lr": lr, **rates}
     # The head's group comes first: its rate is the one that is recorded.
-    groups = [(f"body.{network.head}.*", {"lr": lr})]
+    groups = [(f"body.{name}.*", {"lr": lr}) for name in network.head]
     return {"lr": backbone_lr, "optimizer__param_groups": groups, **rates}
 
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from . import layers
 from ._backbones import Backbone
-from ._layouts import RightLayouts, risks_of_modules
-from ._modules import ImageNetwork, PreparePixels, initialize_weights
+from ._heads import can_reset_head, drop_auxiliary_heads, replace_head, reset_head
+from ._layouts import RightLayouts, lay_out_weights, risks_of_modules
+from ._modules import ImageNetwork, PreparePixels
 from ._pretrained import suggest_network
 from ._randomness import generator, mask_generator, seeded_global_states
 from ._stack import LayerStack
@@ -201,12 +202,11 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
     declarative = is_auto(module) or isinstance(module, list)
     with nullcontext() if declarative else seeded_global_states(seed):
         if isinstance(module, Backbone):
-            return _with_new_head(module.resolve(), image_shape, n_classes, generator(seed))
+            return _with_new_head(module.resolve(), image_shape, n_classes, seed)
         body = build_body(module, image_shape, n_classes, generator(seed))
     if declarative:
         body.float()  # whatever torch's default is: pixels are
-    network = ImageNetwork(PreparePixels(*statistics or ()), body)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return lay_out_weights(ImageNetwork(PreparePixels(*statistics or ()), body))
 
 
 @contextmanager
@@ -224,24 +224,23 @@ def seeded_draws(network, seed, users_code):
             body.use_generator(None)
 
 
-def _with_new_head(backbone, image_shape, n_classes, generator):
-    """Return a copy of the backbone's network whose last linear layer is one for the classes."""
-    body = deepcopy(backbone.load()).requires_grad_(True)
+def _with_new_head(backbone, image_shape, n_classes, seed):
+    """Return a network with a copy of the backbone's whose head is a new one for the classes."""
+    body = deepcopy(backbone.load())
+    drop_auxiliary_heads(body)
     prepare = backbone.preparation(body)
-    calls, output = trace_network(ImageNetwork(prepare, body), image_shape)
-    last = next((c for c in reversed(calls) if isinstance(c.module, nn.Linear)), None)
-    if last is None or last.output is not output:
+    if can_reset_head(body):
+        head = reset_head(body, n_classes, seed)
+    else:
+        calls, output = trace_network(ImageNetwork(prepare, body), image_shape)
+        head = replace_head(body, calls, output, n_classes, seed)
+    if not head:
         raise ValueError(
-            f"module: the backbone {backbone.network!r} does not end in a linear layer that a "
-            "head for the classes could take the place of; use it in a ConvFeatureExtractor, "
-            "or give a TorchModule or a module with a head of its own"
+            f"module: the backbone {backbone.network_name} does not end in a layer that a head "
+            "for the classes could take the place of; use it in a ConvFeatureExtractor, or give a "
+            "TorchModule or a module with a head of its own"
         )
-    head = nn.Linear(last.module.in_features, n_classes, dtype=last.module.weight.dtype)
-    initialize_weights(head.weight, head.bias, "default", generator)
-    parent, _, name = last.name.rpartition(".")
-    setattr(body.get_submodule(parent), name, head)
-    network = ImageNetwork(prepare, body, head=last.name)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return lay_out_weights(ImageNetwork(prepare, body, head=head))
 
 
 def frozen_layers(network, freeze):
@@ -254,8 +253,8 @@ def frozen_layers(network, freeze):
                 "freeze='backbone' needs module=Backbone(...); of other networks name the layers"
             )
         # All but the head: also what stands around it may hold dropout.
-        head = network.body.get_submodule(network.head)
-        return [part for part in network.body.modules() if part is not head]
+        heads = {part for head in network.head_layers() for part in head.modules()}
+        return [part for part in network.body.modules() if part not in heads]
     layers = dict(network.body.named_modules())
     del layers[""]
     found: dict[str, nn.Module] = {}
@@ -305,8 +304,12 @@ def trace_network(network, image_shape, n_outputs=None):
     try:
         with RightLayouts() as watched:
             trace = trace_layers(network.eval().body, lambda: network(blank))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"module can't take images of shape {image_shape}: {error}") from error
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        size = getattr(network.prepare, "size", None)
+        resized = f" resized to {size}" if size else ""
+        raise ValueError(
+            f"module can't take images of shape {image_shape}{resized}: {error}"
+        ) from error
     if not network.chooses_layout:
         network.risks = watched.risks | risks_of_modules(network.body)
     output = trace.output

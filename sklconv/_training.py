@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ._backbones import Backbone
 from ._batches import ImageSet
 from ._devices import check_precision, resolve_device, without_autocast
+from ._heads import sole_head
 from ._images import channel_statistics, on_device
 from ._inference import collect_outputs
 from ._net import ProgressBar, Training, learning_rates, make_net
@@ -49,10 +50,13 @@ def _train(classifier, train, valid, epochs, old, partial, device):
             net.set_rates(_rates(classifier, net.module_))
         else:
             net = _make_net(classifier, train, old, seeds[0], device)
-        calls, rows = _set_up(classifier, net.module_)
+        calls, output = _set_up(classifier, net.module_)
+        rows = layer_rows(net.module_.body, calls, output)
         report = _announce(classifier, net.module_, rows, calls) if classifier.verbose else None
+        part = _trained_part(classifier, net.module_, calls, output)
+        order = generator(seeds[1])
         training = _training(
-            classifier, net, train, valid, epochs, generator(seeds[1]), device, report, partial
+            classifier, net, part, train, valid, epochs, order, device, report, partial
         )
         with seeded_draws(net.module_, seeds[2], users_code=classifier.augment is not None):
             net.train(training)
@@ -68,21 +72,23 @@ def _train(classifier, train, valid, epochs, old, partial, device):
 
 
 def _set_up(classifier, network):
-    """Freeze what ``classifier`` says, set its precision; return the layers' calls and table."""
+    """Freeze what ``classifier`` says, set its precision; return the layers' calls and output."""
     network.freeze(frozen_layers(network, classifier.freeze))
     network.precision = classifier.precision
-    calls, output = trace_network(network, classifier.image_shape_, len(classifier.classes_))
-    return calls, layer_rows(network.body, calls, output)
+    return trace_network(network, classifier.image_shape_, len(classifier.classes_))
 
 
-def _training(classifier, net, train, valid, epochs, order, device, report, partial):
-    part = None
-    if classifier.freeze == "backbone" and classifier.augment is None:
-        # What the backbone puts out stays the same from epoch to epoch.
-        network = net.module_
-        part = network.body.get_submodule(network.head)
-        train = _before_head(classifier, network, train)
-        valid = None if valid is None else _before_head(classifier, network, valid)
+def _trained_part(classifier, network, calls, output):
+    """Return the head, if what goes into it is the same from epoch to epoch; None: train all."""
+    if classifier.freeze != "backbone" or classifier.augment is not None:
+        return None
+    return sole_head(network, calls, output)
+
+
+def _training(classifier, net, part, train, valid, epochs, order, device, report, partial):
+    if part is not None:
+        train = _before_head(classifier, net.module_, train)
+        valid = None if valid is None else _before_head(classifier, net.module_, valid)
     stops = classifier.early_stopping and not partial
     return Training(
         train=_image_set(train, device),
@@ -102,7 +108,7 @@ def _training(classifier, net, train, valid, epochs, order, device, report, part
 def _before_head(classifier, network, data):
     """Return ``data`` with what goes into the head of ``network`` in the images' place."""
     images, *others = data
-    tap = Tap("head", network.head, 1, of_input=True)
+    tap = Tap("head", network.head[0], 1, of_input=True)
     features = collect_outputs(
         network,
         images,

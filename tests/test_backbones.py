@@ -620,17 +620,100 @@ def test_without_mean_and_std_numbers_go_in_unchanged(small):
     assert_allclose(extractor.transform(X), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_grey_is_repeated_and_alpha_dropped(small):
+def test_grey_is_repeated(small):
     backbone = Backbone(small, image_size=12, **HALVES)
-    X = colours()[0]
-    grey = X[..., :1]
+    grey = colours()[0][..., :1]
     expected = features_of(backbone, np.repeat(grey, 3, axis=3))
     # They lie in memory otherwise, so that resizing may add up otherwise.
     rounding = {"rtol": 1e-5, "atol": 1e-5 * np.abs(expected).max()}
     assert_allclose(features_of(backbone, grey), expected, **rounding)
     assert_allclose(features_of(backbone, grey[..., 0]), expected, **rounding)
-    with_alpha = np.concatenate([X, 255 - grey], axis=3)
-    assert_allclose(features_of(backbone, with_alpha), features_of(backbone, X), **rounding)
+
+
+@pytest.mark.parametrize("form", ["files", "PIL images"])
+def test_alpha_of_image_files_is_dropped(small, form):
+    X = colours()[0]
+    alpha = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None] * 16, X[..., :1].shape)
+    images = [Image.fromarray(image) for image in np.concatenate([X, alpha], axis=3)]
+    assert images[0].mode == "RGBA"
+    if form == "files":
+        images = [encoded(image) for image in images]
+    backbone = Backbone(small, image_size=(20, 16), **HALVES)
+    assert_allclose(features_of(backbone, images), features_of(backbone, X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("came", "taken"), [(4, 3), (2, 1)])
+def test_a_channel_too_many_of_arrays_is_not_taken_for_alpha(came, taken):
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 255, (3, 16, 16, came), dtype=np.uint8)
+    message = rf"images of {came} channels, but the backbone takes {taken}.*X\[\.\.\., :{taken}\]"
+    backbone = Backbone(SmallNet(taken), image_size=12)
+    for estimator in (ConvFeatureExtractor(backbone), ConvNetClassifier(backbone)):
+        with pytest.raises(ValueError, match=message):
+            estimator.fit(X, [0, 1, 0])
+    features_of(backbone, X[..., :taken])
+
+
+class SpaceToDepth(nn.Module):
+    """Registers a layer for features before the one that gets the pixels, as TResNet does."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.side = nn.Conv2d(16, 1, 1)
+        self.unshuffle = nn.PixelUnshuffle(4)
+        self.conv = nn.Conv2d(16 * channels, 16, 3)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.conv(self.unshuffle(x))
+        return self.fc((x * self.side(x).sigmoid()).mean((2, 3)))
+
+
+class Normalizing(nn.Module):
+    """Subtracts the mean of each channel first."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.5))
+        self.side = nn.Conv2d(8, 1, 1)
+        self.conv = nn.Conv2d(channels, 8, 3)
+
+    def forward(self, x):
+        if x.shape[1] != self.mean.shape[1]:
+            raise RuntimeError("other channels")
+        return self.side(self.conv(x - self.mean)).mean((2, 3))
+
+
+class Repeating(nn.Module):
+    """Makes three channels of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return self.conv(x.repeat(1, 3, 1, 1)).mean((2, 3))
+
+
+@pytest.mark.parametrize("size", [None, 32])
+@pytest.mark.parametrize(
+    ("network", "channels"),
+    [
+        (SmallNet(1), 1),
+        (SmallNet(4), 4),
+        (SmallNet(7), 7),
+        (SpaceToDepth(1), 1),
+        (SpaceToDepth(3), 3),
+        (Normalizing(3), 3),
+        (Repeating(), 1),
+        (nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 3, 3)), 1),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+def test_the_first_layer_that_runs_says_the_channels(network, channels, size):
+    backbone = Backbone(network, image_size=size)
+    assert backbone.preparation(backbone.load()).channels == channels
 
 
 @pytest.mark.parametrize("channels", [2, 5])
@@ -668,7 +751,8 @@ def test_files_and_arrays_of_the_same_pictures_give_nearly_the_same(small, crop_
 
 def encoded(image):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -812,7 +896,7 @@ def test_a_new_head_for_the_classes(small):
     X, y = colours()
     clf = fine_tuned(small, X, y, max_epochs=1)
     assert clf.module_.body.fc.out_features == 2
-    assert clf.module_.head == "fc"
+    assert clf.module_.head == ("fc",)
     assert clf.predict_proba(X).shape == (24, 2)
     state, before = clf.module_.body.state_dict(), small.state_dict()
     changed = {key for key in before if not torch.equal(state[key], before[key])}
@@ -825,7 +909,9 @@ class Headless(nn.Sequential):
 
 
 def test_a_backbone_without_a_head_says_what_to_do():
-    with pytest.raises(ValueError, match=r"does not end in a linear layer.*ConvFeatureExtractor"):
+    with pytest.raises(
+        ValueError, match=r"Headless does not end in a layer.*ConvFeatureExtractor"
+    ):
         fine_tuned(Headless(), *colours())
 
 
@@ -971,7 +1057,7 @@ def test_fine_tuning_a_network_by_name(timm):
     X, y = colours(16)
     backbone = Backbone("timm/test_resnet", weights=None, image_size=32)
     clf = ConvNetClassifier(backbone, max_epochs=2, freeze="backbone", random_state=0).fit(X, y)
-    assert clf.module_.head == "fc"
+    assert clf.module_.head == ("fc",)
     assert clf.module_.body.fc.out_features == 2
 
 
@@ -1159,3 +1245,159 @@ def test_mean_and_std_that_can_not_be(small, mean, std):
     extractor = ConvFeatureExtractor(Backbone(small, mean=mean, std=std, image_size=12))
     with pytest.raises(ValueError, match="must be finite, and std above 0"):
         extractor.fit(colours()[0])
+
+
+# Image sizes other than that of the weights
+
+
+def test_timms_transformers_are_built_for_the_size(timm):
+    X = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64), dtype=np.uint8)
+    for name, size in [("vit_tiny_patch16_224", 64), ("vit_tiny_patch16_224", (64, 96))]:
+        backbone = Backbone(f"timm/{name}", weights=None, image_size=size)
+        height, width = backbone.resolve().size
+        extractor = ConvFeatureExtractor(backbone).fit(X)
+        assert extractor.transform(X).shape == (2, 192)
+        assert extractor.module_.body.pos_embed.shape[1] == 1 + height * width // 16**2
+        clf = ConvNetClassifier(backbone, max_epochs=1, random_state=0).fit(X, [0, 1])
+        assert clf.module_.body.pos_embed.shape == extractor.module_.body.pos_embed.shape
+
+
+def test_timm_interpolates_the_positions_in_its_weights(timm, monkeypatch):
+    calls = []
+
+    def create_model(name, **arguments):
+        calls.append(arguments)
+        return SmallNet()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr(_backbones, "_load_once", _backbones._load_once.__wrapped__)
+    for name in ("vit_tiny_patch16_224", "resnet18"):
+        for size in (224, 128, None):
+            Backbone(f"timm/{name}", image_size=size).resolve().load()
+    plain = {"pretrained": True}
+    assert calls == [plain, {**plain, "img_size": (128, 128)}, plain, *[plain] * 3]
+
+
+def test_positions_in_a_file_are_interpolated_as_timm_does_it(timm, tmp_path):
+    source = timm.create_model("vit_tiny_patch16_224", img_size=96)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    name = "timm/vit_tiny_patch16_224"
+    loaded = Backbone(name, weights=tmp_path / "w.pth", image_size=64).load()
+    source.set_input_size((64, 64))  # timm's own way for a network that is there
+    state = source.state_dict()
+    assert state.keys() == loaded.state_dict().keys()
+    for key, value in loaded.state_dict().items():
+        assert_allclose(value, state[key], atol=1e-6, err_msg=key)
+
+
+def test_networks_of_any_size_are_loaded_once_for_all_sizes(timm):
+    backbone = Backbone("timm/test_resnet", weights=None)
+    for size in (32, 48):
+        X = np.zeros((1, 3, size, size), np.uint8)
+        assert features_of(clone(backbone).set_params(image_size=size), X).shape[0] == 1
+    assert _backbones.size_to_build("timm/resnet18", (32, 32), True) is None
+    assert _backbones.size_to_build("torchvision/resnet18", (32, 32), True) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "message"),
+    [
+        ("timm/vit_tiny_patch16_224", 8, r"images of shape .* resized to \(8, 8\)"),
+        ("torchvision/vit_b_32", 100, r"100×100 pixels.*indivisible.*image_size"),
+        ("torchvision/vit_b_32", (64, 96), r"64×96 pixels.*square images only.*image_size"),
+        ("torchvision/maxvit_t", 100, r"(?s)100×100 pixels.*divisible.*image_size"),
+        ("torchvision/inception_v3", 16, r"images of shape .* resized to \(16, 16\)"),
+    ],
+)
+def test_sizes_that_a_network_can_not_take(timm, torchvision, network, size, message):
+    backbone = Backbone(network, weights=None, image_size=size)
+    with pytest.raises(ValueError, match=message):
+        features_of(backbone, np.zeros((1, 3, 64, 64), np.uint8))
+
+
+def test_torchvisions_transformers_are_built_for_the_size(torchvision, monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    source = torchvision.models.get_model("vit_b_32", weights=None)
+    interpolate = torchvision.models.vision_transformer.interpolate_embeddings
+    expected = interpolate(96, 32, source.state_dict())
+    weights = torchvision.models.get_model_weights("vit_b_32")
+    monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: source.state_dict())
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    for file in ("pretrained", tmp_path / "w.pth"):
+        backbone = Backbone("torchvision/vit_b_32", weights=file, image_size=96).resolve()
+        state = backbone.load().state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[key], value) for key, value in expected.items())
+    extractor = ConvFeatureExtractor(backbone).fit(np.zeros((1, 3, 40, 40), np.uint8))
+    assert extractor.transform(np.zeros((1, 3, 40, 40), np.uint8)).shape == (1, 768)
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "size", "built"),
+    [(True, 518, None), (True, 224, (224, 224)), (False, 518, (518, 518)), (False, 224, None)],
+)
+def test_torchvisions_largest_transformer_is_built_for_the_size(
+    torchvision, pretrained, size, built
+):
+    assert _backbones.size_to_build("torchvision/vit_h_14", (size, size), pretrained) == built
+
+
+# What torchvision does where it loads the weights itself
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_torchvisions_input_transform_is_on(torchvision, tmp_path, name):
+    torch.manual_seed(0)
+    source = torchvision.models.get_model(name, weights=None, init_weights=True).eval()
+    torch.save(source.state_dict(), tmp_path / "w.pth")  # with auxiliary heads, as torchvision's
+    X = np.random.default_rng(0).integers(0, 256, (2, 3, 80, 80), dtype=np.uint8)
+    backbone = Backbone(f"torchvision/{name}", weights=tmp_path / "w.pth", image_size=80)
+    features = features_of(backbone.set_params(crop_pct=1.0), X, layer=-1)
+    normalize = torchvision.transforms.Normalize(**IMAGENET)
+    source.transform_input = True
+    with torch.no_grad():
+        expected = source(normalize(torch.from_numpy(X) / 255))
+    assert_allclose(features, expected, atol=1e-4 * expected.abs().max())
+    # A file without them, as torchvision's googlenet is left after loading.
+    state = {
+        key: value
+        for key, value in source.state_dict().items()
+        if not key.startswith(("aux", "AuxLogits"))
+    }
+    torch.save(state, tmp_path / "lean.pth")
+    lean = clone(backbone).set_params(weights=tmp_path / "lean.pth")
+    assert_array_equal(features_of(lean, X, layer=-1), features)
+
+
+def test_torchvisions_densenet_files_with_their_old_names(torchvision, tmp_path):
+    source = torchvision.models.get_model("densenet121", weights=None)
+    state = source.state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12]\.)", r"\1.\2", key): value
+        for key, value in state.items()
+        if not key.endswith("num_batches_tracked")  # which those files have not
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "w.pth")
+    for network in (
+        "torchvision/densenet121",
+        torchvision.models.get_model("densenet121", weights=None),
+    ):
+        loaded = Backbone(network, weights=tmp_path / "w.pth").load().state_dict()
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
+def test_torchvisions_networks_for_detection_are_refused(torchvision):
+    with pytest.raises(ValueError, match="'fcn_resnet50' is no network that classifies images"):
+        Backbone("torchvision/fcn_resnet50", weights=None).resolve()
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "torchvision/vit_b_32"])
+def test_weights_of_another_network_are_named_where_a_library_adapts_them(
+    timm, torchvision, tmp_path, name
+):
+    torch.save(SmallNet().state_dict(), tmp_path / "w.pth")
+    backbone = Backbone(name, weights=tmp_path / "w.pth", image_size=64)
+    with pytest.raises(ValueError, match="are those of another network: missing"):
+        backbone.load()
