@@ -34,6 +34,7 @@ class Timm:
             "image_size": size[1] if size[1] == size[2] else size[1:],
             "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",
             "crop_pct": config.test_crop_pct or config.crop_pct,
+            "crop_mode": config.crop_mode,
         }
 
     def create(self, name, pretrained):
@@ -65,6 +66,7 @@ class Torchvision:
             "image_size": size,
             "interpolation": transforms.interpolation.value,
             "crop_pct": size / resized,
+            "crop_mode": "center",
         }
 
     def create(self, name, pretrained):
@@ -104,6 +106,7 @@ class EfficientNetLite:
             "image_size": size,
             "interpolation": "bicubic",
             "crop_pct": size / (size + 32),
+            "crop_mode": "center",
         }
 
     def create(self, name, pretrained):
