@@ -10,14 +10,14 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from ._cropping import Fitting, border_fill
 from ._digests import Undigestible, network_digest
-from ._files import central_region
 from ._layouts import as_channels_last, lay_out_weights
 from ._passes import pass_hooks
 from ._pretrained import create_network, known_preprocessing, size_to_build
 from ._randomness import seeded_global_states
+from ._resampling import as_bytes, in_unit_range, part_needed, resample
 from ._sklearn import (
     Interval,
     StrOptions,
@@ -29,7 +29,8 @@ from ._weights import load_weights
 # For a first look at a network of which no size is known.
 USUAL_SIZE = (224, 224)
 
-PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct")
+PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct", "crop_mode")
+CROPPING = ("interpolation", "crop_pct", "crop_mode")
 
 
 class Backbone(SuggestingEstimator):
@@ -54,15 +55,23 @@ class Backbone(SuggestingEstimator):
     mean, std : sequence of float or None, default=None
         Of each channel, of pixels in [0, 1]. None: as the weights' library says, or none.
     image_size : int, (int, int) or None, default=None
-        Height and width to which images are resized, in pixels; networks of timm and torchvision
-        that take images of one size only, such as transformers, are built for it. None: as the
-        weights' library says (the size for testing, where it has one), or as the images are.
+        Height and width that images get, in pixels; networks of timm and torchvision that take
+        images of one size only, such as transformers, are built for it. **Images that have them
+        already are cropped as well**, as the weights' own transform does: with
+        ``crop_pct=0.875``, 224 × 224 pixels are resized to 256 × 256, and the middle is taken.
+        None: as the weights' library says (the size for testing, where it has one); else images
+        stay as they are, uncropped.
     interpolation : {"bilinear", "bicubic"} or None, default=None
         How, antialiased. None: as the weights' library says, or "bilinear".
-    crop_pct : float in (0, 1] or None, default=None
-        Share of the image's shorter side that the centre crop takes, which then has
-        ``image_size``. Images that have it already are not cropped. None: as the weights'
-        library says, or no crop: the whole image is resized, whatever its proportions.
+    crop_pct : float in (0, 2) or None, default=None
+        Images are resized to ``image_size / crop_pct``, and the middle of that is taken. **Below
+        1 all four margins are cut off**; with 1 they are kept, which digits need that fill the
+        image; above 1 there is black around. None: as the weights' library says, or 1.
+    crop_mode : {"center", "squash", "border"} or None, default=None
+        What is resized to that size: "center", the shorter side, and what the longer one has too
+        much is cut off; "squash", both sides, whatever their proportions; "border", the longer
+        side, and a border of the colour ``mean`` is put around. None: as the weights' library
+        says, else "center" if there is a ``crop_pct`` and "squash" if not.
     value_range : (float, float) or None, default=None
         What pixels that are not uint8 span. None: [0, 1] where there are ``mean`` and ``std``,
         and then values outside are an error; else they go in unchanged. uint8 spans [0, 255].
@@ -90,7 +99,8 @@ class Backbone(SuggestingEstimator):
         "std": ["array-like", None],
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "interpolation": [StrOptions({"bilinear", "bicubic"}), None],
-        "crop_pct": [Interval(Real, 0, 1, closed="right"), None],
+        "crop_pct": [Interval(Real, 0, 2, closed="neither"), None],
+        "crop_mode": [StrOptions({"center", "squash", "border"}), None],
         "value_range": [tuple, list, None],
     }
 
@@ -104,6 +114,7 @@ class Backbone(SuggestingEstimator):
         image_size=None,
         interpolation=None,
         crop_pct=None,
+        crop_mode=None,
         value_range=None,
     ):
         self.network = network
@@ -113,6 +124,7 @@ class Backbone(SuggestingEstimator):
         self.image_size = image_size
         self.interpolation = interpolation
         self.crop_pct = crop_pct
+        self.crop_mode = crop_mode
         self.value_range = value_range
 
     def __sklearn_clone__(self):
@@ -130,6 +142,8 @@ class Backbone(SuggestingEstimator):
             name: known.get(name) if value is None else value for name, value in given.items()
         }
         filled["interpolation"] = filled["interpolation"] or "bilinear"
+        filled["crop_mode"] = filled["crop_mode"] or ("center" if filled["crop_pct"] else "squash")
+        filled["crop_pct"] = filled["crop_pct"] or 1.0
         resolved = Backbone(**{**self.get_params(deep=False), **filled})
         resolved._check()
         return resolved
@@ -167,6 +181,18 @@ class Backbone(SuggestingEstimator):
             return type(self.network).__name__
         return repr(self.network)
 
+    @property
+    def fitting(self):
+        """How a resolved backbone brings images to its size."""
+        padded_with_mean = self.crop_mode == "border" and self.mean is not None
+        return Fitting(
+            self.crop_pct,
+            self.crop_mode,
+            self.interpolation,
+            border_fill(self.mean) if padded_with_mean else (0.0,),
+            tuple(self.value_range or (0, 1)),
+        )
+
     def load(self, device="cpu"):
         """Return the network with its weights, in eval mode: one for all, not to be changed."""
         if isinstance(self.network, nn.Module):
@@ -199,24 +225,19 @@ class Backbone(SuggestingEstimator):
             self.size,
             self.mean,
             self.std,
-            self.interpolation,
-            self.crop_pct,
+            self.fitting if self.size else None,
             self.value_range,
         )
 
 
 def file_options(module, X):
-    """Return the further arguments of `ImageFiles` that ``module``, if a `Backbone`, wants.
-
-    Their shape only if ``X`` is a list of files.
-    """
-    if not isinstance(module, Backbone):
+    """Return the shape and fitting that ``module``, if a `Backbone`, wants of files ``X``."""
+    if not (isinstance(module, Backbone) and isinstance(X, list)):
         return {}
     backbone = module.resolve()
-    options = {"crop_pct": backbone.crop_pct, "interpolation": backbone.interpolation}
-    if backbone.size is not None and isinstance(X, list):
-        options["shape"] = (_n_channels(backbone), *backbone.size)
-    return options
+    if backbone.size is None:
+        return {}
+    return {"shape": (_n_channels(backbone), *backbone.size), "fitting": backbone.fitting}
 
 
 def input_channels(network, size):
@@ -273,19 +294,23 @@ class PrepareForWeights(nn.Module):
     std: torch.Tensor
     largest = None  # nothing is learnt at fit
 
-    def __init__(self, channels, size, mean, std, interpolation, crop_pct, value_range):
+    def __init__(self, channels, size, mean, std, fitting, value_range):
         super().__init__()
         self.channels, self.size = channels, size
-        self.interpolation, self.crop_pct = interpolation, crop_pct
+        self.fitting = fitting  # None: images are neither resized nor cropped
         self.value_range = value_range
         self.standardize = mean is not None
         if self.standardize:
             self.register_buffer("mean", torch.tensor([*mean]).float().view(1, -1, 1, 1))
             self.register_buffer("std", torch.tensor([*std]).float().view(1, -1, 1, 1))
 
+    def leave_size(self):
+        """Take images as they are: they were resized and cropped as they were read."""
+        self.fitting = None
+
     def forward(self, x):  # (N, C, H, W), any real dtype -> (N, channels, *size), float32
-        x = self._matched(self._ranged(x))
-        x = self._resized(x)
+        self._check_range(x)
+        x = self._matched(self._scaled(x) if self.fitting is None else self._resized(x))
         if self.standardize:
             x = (x - self.mean).div_(self.std)
         return as_channels_last(x)
@@ -295,12 +320,9 @@ class PrepareForWeights(nn.Module):
         low, high = self.value_range or (0, 1)
         return x.to(torch.float32).mul_((high - low) / 255).add_(low)
 
-    def _ranged(self, x):
-        if x.dtype == torch.uint8:
-            return x.to(torch.float32).div_(255)
-        x = x.to(torch.float32, copy=True)
-        if self.value_range is None and not self.standardize:
-            return x
+    def _check_range(self, x):
+        if x.dtype == torch.uint8 or not self._has_range:
+            return
         low, high = self.value_range or (0, 1)
         least, most = (float(v) for v in x.aminmax())
         if not (low <= least and most <= high):
@@ -310,7 +332,21 @@ class PrepareForWeights(nn.Module):
                 + f"({low}, {high}) that the backbone expects of pixels other than uint8; pass "
                 "uint8, or say what they span: Backbone(..., value_range=(low, high))"
             )
-        return x.sub_(low).div_(high - low)
+
+    @property
+    def _has_range(self):
+        """Whether it is known what pixels span that are not uint8."""
+        return self.standardize or self.value_range is not None
+
+    def _scaled(self, x):
+        """Return a copy of ``x`` whose values span [0, 1], if their range is known."""
+        scaled = x.to(torch.float32, copy=True)
+        if x.dtype == torch.uint8:
+            return scaled.div_(255)
+        if not self._has_range:
+            return scaled
+        low, high = self.value_range or (0, 1)
+        return scaled.sub_(low).div_(high - low)
 
     def _matched(self, x):
         came = x.shape[1]
@@ -330,14 +366,28 @@ class PrepareForWeights(nn.Module):
         )
 
     def _resized(self, x):
-        if self.size is None or tuple(x.shape[2:]) == self.size:
+        spans = self.fitting.spans(x.shape[2:], self.size)
+        interpolation = self.fitting.interpolation
+        # First the cut: most of a photograph's pixels need not become floats.
+        x = part_needed(x, spans, interpolation)
+        if x.dtype == torch.uint8:
+            # As bytes, which is how the weights' library and files are resized.
+            x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            x = resample(x, spans, interpolation, as_bytes).div_(255)
+        else:
+            finish = in_unit_range if self._has_range else None
+            x = resample(self._scaled(x), spans, interpolation, finish)
+        return self._padded(x, spans)
+
+    def _padded(self, x, spans):
+        rows, columns = spans
+        if not (rows.is_padded or columns.is_padded):
             return x
-        if self.crop_pct is not None:
-            top, left, height, width = central_region(x.shape[2:], self.size, self.crop_pct)
-            x = x[:, :, top : top + height, left : left + width]
-        resized = F.interpolate(x, self.size, mode=self.interpolation, antialias=True)
-        # Bicubic interpolation overshoots at edges, which 8-bit resizing cuts off as well.
-        return resized.clamp_(0, 1) if self.standardize else resized
+        fill = torch.tensor(self.fitting.fill, device=x.device).view(1, -1, 1, 1)
+        channels = max(x.shape[1], fill.shape[1])
+        padded = fill.expand(len(x), channels, rows.target, columns.target).contiguous()
+        padded[:, :, rows.kept, columns.kept] = x
+        return padded
 
     def extra_repr(self):
         parts = [f"channels={self.channels}", f"size={self.size}"]
@@ -345,7 +395,8 @@ class PrepareForWeights(nn.Module):
             mean = [round(v, 4) for v in self.mean.flatten().tolist()]
             std = [round(v, 4) for v in self.std.flatten().tolist()]
             parts += [f"mean={mean}", f"std={std}"]
-        parts += [f"interpolation={self.interpolation!r}", f"crop_pct={self.crop_pct}"]
+        if self.fitting is not None:
+            parts += [f"{name}={getattr(self.fitting, name)!r}" for name in CROPPING]
         return ", ".join(parts)
 
 

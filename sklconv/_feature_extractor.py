@@ -342,6 +342,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         with seeded_global_states(seed):  # for weights=None
             body = self.backbone_.load(resolve_device(self.device or "auto"))
         self._network = ImageNetwork(self.backbone_.preparation(body), body).eval()
+        if self._format.is_final:
+            self._network.prepare.leave_size()
         self._network.prepare.to(self._network.device)
 
     def _file_options(self):

@@ -11,10 +11,12 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
-from typing import NamedTuple
 
 import joblib
 import numpy as np
+
+from ._cropping import WHOLE
+from ._resizing import UPRIGHT, pad, resize_part, turned
 
 # The formats that are read, whatever a file is called, and Pillow's modules for them: common
 # ones, and none whose decoder starts another program.
@@ -31,17 +33,7 @@ FORMATS = {
 }
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# EXIF orientation to the transposition that undoes it; from 5 on width and height are exchanged.
 EXIF_ORIENTATION = 0x0112
-UPRIGHT = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
 
 # A JPEG decoder scales down by 2, 4 or 8 at little cost. Down to twice the size that is wanted,
 # the antialiased resize behind it differs by less than half a grey level in the mean.
@@ -178,13 +170,11 @@ class ImageFiles:
         Returns a PIL image, or an array of shape (H, W) or (H, W, C), which is resized: uint8
         stays uint8, other numbers become float32. The number of channels may then be any; grey
         is repeated to 3 channels, 3 become their luma, alpha is dropped.
-    crop_pct : float, default=None
-        Share of the shorter side that a centre crop takes; None: no crop.
-    interpolation : {"bilinear", "bicubic"}, default="bilinear"
-        Of the antialiased resize.
     on_bad_image : {"raise", "nan"}, default="raise"
         What a file that can't be read does: raise `BadImageError`, or leave an image of zeros
         and a line in `bad`.
+    fitting : Fitting, default=WHOLE
+        Which part of an image is resized, and how.
 
     Attributes
     ----------
@@ -202,9 +192,7 @@ class ImageFiles:
         shape,
         reader=None,
         on_bad_image="raise",
-        *,
-        crop_pct=None,
-        interpolation="bilinear",
+        fitting=WHOLE,
     ):
         import_pillow()
         if reader is None and shape[0] not in MODES:
@@ -216,7 +204,7 @@ class ImageFiles:
         self.shape = (len(self.items), *shape)
         self.reader = reader
         self.on_bad_image = on_bad_image
-        self.fitting = Fitting(crop_pct, interpolation.upper())
+        self.fitting = fitting
         self._dtype = np.dtype(np.uint8) if reader is None else None
         self._bad = {}  # position -> reason
 
@@ -243,8 +231,8 @@ class ImageFiles:
         """Return those files that ``indices``, an array, a slice or a mask, names."""
         positions = np.arange(len(self))[indices].tolist()
         items = [self.items[position] for position in positions]
-        files = ImageFiles(items, self.shape[1:], self.reader, self.on_bad_image)
-        files.fitting, files._dtype = self.fitting, self._dtype
+        files = ImageFiles(items, self.shape[1:], self.reader, self.on_bad_image, self.fitting)
+        files._dtype = self._dtype
         return files
 
     def batches(self, indices):
@@ -342,35 +330,6 @@ def _name(item, position):
     return f"{kind} at position {position}"
 
 
-class Fitting(NamedTuple):
-    """How an image is brought to its size."""
-
-    crop_pct: float | None = None  # None: the whole of it, whatever its proportions
-    interpolation: str = "BILINEAR"
-
-    def box(self, size, target):
-        """Return the part of an image of ``size`` that becomes ``target``, both (H, W)."""
-        if self.crop_pct is None or size == target:
-            return (0, 0, *size)
-        return central_region(size, target, self.crop_pct)
-
-
-def central_region(size, target, crop_pct):
-    """Return top, left, height and width of the centre crop that becomes the target.
-
-    The same as to resize the image until it covers ``target / crop_pct`` and to cut the target
-    out of its middle.
-    """
-    (height, width), (target_height, target_width) = size, target
-    scale = crop_pct / max(target_height / height, target_width / width)
-    rows = min(max(round(target_height * scale), 1), height)
-    columns = min(max(round(target_width * scale), 1), width)
-    return (height - rows) // 2, (width - columns) // 2, rows, columns
-
-
-WHOLE = Fitting()
-
-
 def decode(item, shape, fitting=WHOLE):
     """Return the image file ``item`` as an array of ``shape``, (C, H, W), and dtype uint8."""
     if _is_pil_image(item):
@@ -420,11 +379,21 @@ def _open(file):
 
 
 def _draft(image, shape, fitting):
-    """Have a JPEG decoded at a fraction of its size; return the box that is then the image."""
-    # Of both sides: the image may yet be turned.
-    side = round(DRAFT_MARGIN * max(shape[1:]) / (fitting.crop_pct or 1))
-    drafted = image.draft(None, (side, side))
-    return drafted and drafted[1]
+    """Have a JPEG decoded at a fraction of its size, where that is large enough.
+
+    Return its size and the width and height that a pixel then has; None for all others.
+    """
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    size, orientation = image.size, _orientation(image)
+    rows, columns = fitting.spans(turned(size, orientation)[::-1], shape[1:])
+    wanted = turned((columns.resized, rows.resized), orientation)
+    drafted = image.draft(None, tuple(DRAFT_MARGIN * n for n in wanted))
+    if drafted is None:
+        return None
+    # Exact, which its size is not: the last pixels may lie half outside of the image.
+    _, (_, _, width, height) = drafted
+    return size, (width / size[0], height / size[1])
 
 
 def _too_large():
@@ -439,31 +408,20 @@ def _fit_shared(image, shape, fitting):
     return _fit_image(image, shape, fitting)
 
 
-def _fit_image(image, shape, fitting, box=None):
-    Image = import_pillow()
-    channels, height, width = shape
+def _fit_image(image, shape, fitting, drafted=None):
+    channels, *target = shape
     image.load()
+    size, scales = drafted or (image.size, (1, 1))
     orientation = _orientation(image)
-    size = (height, width) if orientation >= 5 else (width, height)
+    spans = fitting.spans(turned(size, orientation)[::-1], target)
     image = _convert(image, channels)
-    if image.size != size:
-        box = _crop(box or (0, 0, *image.size), size, fitting)
-        image = image.resize(size, Image.Resampling[fitting.interpolation], box=box)
-    if orientation in UPRIGHT:
-        image = image.transpose(Image.Transpose[UPRIGHT[orientation]])
+    image = resize_part(
+        image, spans, fitting.interpolation, orientation=orientation, scales=scales
+    )
     if image.mode != MODES[channels]:
         image = image.convert(MODES[channels])
-    return np.asarray(image).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _crop(box, size, fitting):
-    """Return the part of ``box``, (left, top, right, bottom), that becomes ``size``, (W, H)."""
-    left, top, right, bottom = box
-    whole = (round(bottom - top), round(right - left))
-    y, x, height, width = fitting.box(whole, size[::-1])
-    if (height, width) == whole:
-        return box
-    return (left + x, top + y, left + x + width, top + y + height)
+    pixels = np.asarray(image).reshape(*image.size[::-1], channels)
+    return pad(pixels.transpose(2, 0, 1), spans, fitting)
 
 
 def _orientation(image):
@@ -515,11 +473,16 @@ def _fit_array(array, shape, fitting):
     if array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # infinity is an error when images are used
             array = array.astype(np.float32)
-    top, left, rows, columns = fitting.box(array.shape[:2], (height, width))
-    array = array[top : top + rows, left : left + columns]
+    spans = fitting.spans(array.shape[:2], (height, width))
+    rows, columns = (span.reach(fitting.interpolation) for span in spans)
+    array = array[rows, columns]
     array = _match_channels(array if array.ndim == 3 else array[..., None], channels)
-    resample = import_pillow().Resampling[fitting.interpolation]
-    return np.stack([_resize(array[..., c], height, width, resample) for c in range(channels)])
+    images = (
+        import_pillow().fromarray(np.ascontiguousarray(array[..., c])) for c in range(channels)
+    )
+    offset = (columns.start, rows.start)
+    planes = [resize_part(image, spans, fitting.interpolation, offset=offset) for image in images]
+    return pad(np.stack(planes), spans, fitting)
 
 
 def _match_channels(array, channels):
@@ -537,11 +500,3 @@ def _match_channels(array, channels):
         f"the reader returned {came} channels, which can't become {channels}: arrays are read as "
         "(H, W) or (H, W, C)"
     )
-
-
-def _resize(values, height, width, resample):
-    Image = import_pillow()
-    if values.shape == (height, width):
-        return values
-    image = Image.fromarray(np.ascontiguousarray(values))
-    return np.asarray(image.resize((width, height), resample))

@@ -37,27 +37,31 @@ class ImageFormat:
     def infer(cls, X, image_shape, data_format, files=None):
         """Decide how ``X`` is read from its shape and the parameters.
 
-        ``files`` holds further arguments of `ImageFiles`; its ``shape`` is for files where
-        ``image_shape`` is None.
+        ``files`` holds further arguments of `ImageFiles`; its ``shape`` and ``fitting`` are for
+        files where ``image_shape`` is None. Others are made arrays first, as `load_images` does.
         """
         files = dict(files or {})
-        file_shape = files.pop("shape", None)
+        ready = {key: files.pop(key) for key in ("shape", "fitting") if key in files}
         if isinstance(X, list):
-            return cls._infer_from_files(X, check_image_shape(image_shape), file_shape, files)
+            return cls._infer_from_files(check_image_shape(image_shape), files, **ready)
         inferred = cls._infer_from_array(X, check_image_shape(image_shape), data_format)
         return replace(inferred, n_features=math.prod(inferred.shape), files=files)
 
     @classmethod
-    def _infer_from_files(cls, X, image_shape, file_shape, files):
-        if image_shape is None and file_shape is None:
+    def _infer_from_files(cls, image_shape, files, shape=None, fitting=None):
+        if image_shape is not None:
+            return cls(image_shape, CHANNELS_FIRST, 1, files)
+        if shape is None:
             raise ValueError(
                 "X holds image files, which are resized to one shape: say which, for example "
                 "image_shape=(3, 64, 64) for colour or (1, 64, 64) for grey"
             )
-        if image_shape is not None:
-            # The whole of an image becomes what the user asks for.
-            files |= {"crop_pct": None}
-        return cls(image_shape or file_shape, CHANNELS_FIRST, 1, files)
+        return cls(shape, CHANNELS_FIRST, 1, files | {"fitting": fitting})
+
+    @property
+    def is_final(self):
+        """Whether images of this shape are resized and cropped as the backbone takes them."""
+        return "fitting" in self.files
 
     @classmethod
     def _infer_from_array(cls, X, image_shape, data_format):

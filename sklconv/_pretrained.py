@@ -37,6 +37,7 @@ class Timm:
             "image_size": size[1] if size[1] == size[2] else size[1:],
             "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",
             "crop_pct": config.test_crop_pct or config.crop_pct,
+            "crop_mode": config.crop_mode,
         }
 
     def size_to_build(self, name, size, pretrained):
@@ -90,6 +91,7 @@ class Torchvision:
             "image_size": size,
             "interpolation": transforms.interpolation.value,
             "crop_pct": size / resized,
+            "crop_mode": "center",
         }
 
     def size_to_build(self, name, size, pretrained):
@@ -188,6 +190,7 @@ class EfficientNetLite:
             "image_size": size,
             "interpolation": "bicubic",
             "crop_pct": size / (size + 32),
+            "crop_mode": "center",
         }
 
     def size_to_build(self, name, size, pretrained):

@@ -159,13 +159,16 @@ def _build_network(classifier, images, seed):
     if isinstance(classifier.module, list):
         check_layers(classifier.module)
         classifier._validate_names([name for name, _ in classifier._named_layers()])
-    return build_network(
+    network = build_network(
         classifier.module,
         classifier.image_shape_,
         len(classifier.classes_),
         statistics=channel_statistics(images) if standardize else None,
         seed=seed,
     )
+    if classifier._format.is_final:
+        network.prepare.leave_size()
+    return network
 
 
 def _batch_size(classifier, n):
