@@ -67,22 +67,6 @@ SIDES = {
     "torchvision/swin_v2_t": 64,
 }
 
-# To be empty once "penultimate" is what goes into the classifier wherever that is not one last
-# linear layer, and maps are read as (N, H, W, C) where they are so: the part of _taps.py and
-# _feature_extractor.py. Those that then pass fail here, so that they are taken off the list.
-WAIT_FOR_PENULTIMATE = {
-    "timm/resnetv2_50x1_bit",
-    "timm/dla46_c",
-    "timm/dpn48b",
-    "timm/repvit_m0_9",
-    "timm/levit_128s",
-    "timm/deit_tiny_distilled_patch16_224",
-    "timm/crossvit_9_240",
-    "timm/volo_d1_224",
-    "timm/efficientformer_l1",
-    "torchvision/squeezenet1_1",
-}
-
 
 @pytest.fixture(scope="module", params=SIDES)
 def case(request):
@@ -100,9 +84,7 @@ def test_every_layer_is_what_a_hook_sees(case):
     check_layers(case)
 
 
-def test_penultimate_is_what_the_library_calls_pre_logits(case, request):
-    if case.network in WAIT_FOR_PENULTIMATE:
-        request.applymarker(pytest.mark.xfail(reason="not one linear layer", strict=True))
+def test_penultimate_is_what_the_library_calls_pre_logits(case):
     check_penultimate(case)
 
 

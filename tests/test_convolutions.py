@@ -173,6 +173,6 @@ class _WithoutWeight(nn.Conv2d):
 def test_convolutions_may_be_called_in_any_way(kind):
     X = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
     net = nn.Sequential(kind(), nn.Flatten()).eval()
-    features = ConvFeatureExtractor(net).fit_transform(X)
+    features = ConvFeatureExtractor(net, layer="1").fit_transform(X)
     with torch.no_grad():
         np.testing.assert_allclose(features, net(torch.from_numpy(X)), rtol=1e-4, atol=1e-5)

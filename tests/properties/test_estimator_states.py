@@ -411,7 +411,7 @@ class EstimatorAndTwin(RuleBasedStateMachine):
         for name, value in as_bits(network.state_dict()).items():
             layer = name.removeprefix("body.").rpartition(".")[0]
             if clf.freeze == "backbone":
-                frozen = layer != network.head
+                frozen = layer not in network.head
             else:
                 frozen = any(fnmatch.fnmatch(layer, pattern) for pattern in patterns)
             if frozen:
