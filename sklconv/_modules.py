@@ -216,11 +216,13 @@ class ConvActivation(_Activated, nn.Conv2d):
 
     def linear(self, x):
         if self.padding != "same":
+            if self.stride == (1, 1):  # which is always right, and asked in no time
+                return nn.Conv2d.forward(self, x)
             return convolve(x, self.weight, self.bias, self.stride, self.padding)
         # An even kernel, the odd zero behind: torch does the same, but warns that it copies.
         rows, columns = (size - 1 for size in self.kernel_size)
         x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return convolve(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias)
 
     def forward(self, x):
         return self.activate(self.linear(x))
