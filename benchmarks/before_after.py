@@ -1,8 +1,9 @@
 """This checkout beside an earlier one: ``python -m benchmarks.before_after REVISION``.
 
-Whole fits and transforms of R1, R2 and EfficientNet-Lite0, and one image. Each side lives in a
-process of its own; rounds alternate between them, in an order drawn anew. A ratio is the earlier
-revision's time divided by this checkout's, round by round: below 1, this checkout is slower.
+Whole fits and transforms of R1, R2 and EfficientNet-Lite0, one image, and photographs. Each side
+lives in a process of its own; rounds alternate between them, in an order drawn anew. A ratio is
+the earlier revision's time divided by this checkout's, round by round: below 1, this checkout is
+slower.
 """
 
 import argparse
@@ -39,6 +40,20 @@ def rows(folder):
     yield "fit EfficientNet-Lite0, whole", "lite0", "prepare_fit", tuned, 1
     task = photos | {"n_images": N_PHOTOS}
     yield "transform EfficientNet-Lite0", "lite0", "prepare_transform", task, 1
+    yield from photo_rows(folder)
+
+
+def photo_rows(folder):
+    """What is resized and cropped on its way into EfficientNet-Lite0."""
+    arrays = data.save_random(folder, N_PHOTOS // 2, side=320)
+    arrays["n_images"] = N_PHOTOS // 2
+    for kind in ("uint8", "float32"):
+        task = arrays | {"kind": kind}
+        yield f"photos, arrays, {kind}", "lite0", "prepare_transform_photos", task, 1
+    for n, width, height in ((64, 640, 427), (32, 1600, 1067), (16, 4000, 3000)):
+        task = data.save_photos(folder, n, width, height)
+        row = f"photos, JPEG {width} x {height}"
+        yield row, "lite0", "prepare_transform_photos", task, 1
 
 
 def main():

@@ -27,6 +27,18 @@ def save_random(folder, n_images, side=28, n_classes=10):
     return _save(folder, f"random_{side}_{n_classes}", X, y)
 
 
+def save_photos(folder, n_images, width, height):
+    """Write JPEGs of scikit-learn's photographs, in this size; return what a task needs."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(image) for image in load_sample_images().images]
+    files = [str(folder / f"{width}_{i}.jpg") for i in range(n_images)]
+    for i, file in enumerate(files):
+        photos[i % 2].rotate(i).resize((width, height)).save(file, quality=90)
+    return {"files": files}
+
+
 def _save(folder, name, X, y):
     images, labels = folder / f"{name}_{len(X)}_X.npy", folder / f"{name}_{len(X)}_y.npy"
     np.save(images, X)

@@ -41,6 +41,19 @@ def prepare_transform(task):
     return lambda: extractor.transform(X)
 
 
+def prepare_transform_photos(task):
+    """Return a function that computes the penultimate features of photographs, cropped.
+
+    They are files, or arrays of one of ``task["kind"]``.
+    """
+    X = task["files"] if "files" in task else _colours(task)[0]
+    if task.get("kind") == "float32":
+        X = X.astype(np.float32) / 255
+    backbone = Backbone(make_lite0, mean=MEAN, std=STD, image_size=224, crop_pct=0.875)
+    extractor = ConvFeatureExtractor(backbone, batch_size=32).fit(X)
+    return lambda: extractor.transform(X)
+
+
 def _colours(task):
     X, y = data.read(task)
     return np.repeat(X[:, None], 3, axis=1), y % task["n_classes"]

@@ -136,7 +136,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         duration (seconds). Goes on under ``warm_start`` and ``partial_fit``.
     layer_table_ : pandas.DataFrame or list of dict
         Name, type, output shape and number of learnable parameters of each layer, those of
-        layers inside it not counted: the numbers add up to the network's.
+        layers inside it not counted: the numbers add up to the network's. ``penultimate`` is
+        "output" in the row of the layer that puts out what ``layer="penultimate"`` of a
+        `ConvFeatureExtractor` takes, "input" in that of the classifier, if no layer does.
 
     See Also
     --------

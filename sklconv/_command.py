@@ -22,6 +22,7 @@ from ._modules import ImageNetwork
 from ._network import trace_network
 from ._pretrained import LIBRARIES
 from ._report import format_layers, layer_rows
+from ._taps import penultimate_tap
 
 # What the features depend on besides the photos, the network and the options.
 SOFTWARE = ("sklconv", "torch", "pillow", *(library.package for library in LIBRARIES.values()))
@@ -240,6 +241,8 @@ def list_layers(arguments):
     body = backbone.load()
     prepare = backbone.preparation(body)
     image_shape = (prepare.channels or 3, *backbone.size)
-    traced = trace_network(ImageNetwork(prepare, body).eval(), image_shape)
-    rows = layer_rows(body, *traced, learnable=False, containers=True)
-    say(format_layers(rows, image_shape, "parameters"), sys.stdout)
+    network = ImageNetwork(prepare, body).eval()
+    trace = trace_network(network, image_shape)
+    penultimate = penultimate_tap(trace, network)
+    rows = layer_rows(body, *trace, penultimate=penultimate, learnable=False, containers=True)
+    say(format_layers(rows, image_shape, "parameters", penultimate), sys.stdout)

@@ -360,7 +360,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         check_precision(self.precision, self.module_.device)
         network = self.module_
         trace = trace_network(network, self.image_shape_)
-        self._taps = resolve_taps(self.layer, trace, network.body)
+        self._taps = resolve_taps(self.layer, trace, network)
         self._deepest = find_deepest(self._taps, trace.calls)
         self.layers_ = [tap.name for tap in self._taps]
         seen = [self._seen(tap, trace) for tap in self._taps]

@@ -14,12 +14,13 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 
 def drop_auxiliary_heads(body):
-    """Have ``body`` put out its logits alone while training, as it does afterwards."""
+    """Return ``body``, which from now on puts out its logits alone while training, too."""
     if getattr(body, "aux_logits", None) is True:
         body.aux_logits = False
         for name in AUXILIARY:
             if hasattr(body, name):
                 setattr(body, name, None)
+    return body
 
 
 def can_reset_head(body):

@@ -88,7 +88,8 @@ def risks_of(weight_shape, stride, padding):
         return {OUTPUT}
     if kernel == [1, 1]:
         return {GRADIENTS} if padding in (0, (0, 0), "valid") else {OUTPUT, GRADIENTS}
-    return set()
+    # Seen with an output one pixel wide.
+    return {OUTPUT} if rows > kernel[0] or columns > kernel[1] else set()
 
 
 def risks_of_modules(network):

@@ -226,8 +226,7 @@ def seeded_draws(network, seed, users_code):
 
 def _with_new_head(backbone, image_shape, n_classes, seed):
     """Return a network with a copy of the backbone's whose head is a new one for the classes."""
-    body = deepcopy(backbone.load())
-    drop_auxiliary_heads(body)
+    body = drop_auxiliary_heads(deepcopy(backbone.load()))
     prepare = backbone.preparation(body)
     if can_reset_head(body):
         head = reset_head(body, n_classes, seed)
@@ -276,9 +275,9 @@ def build_body(module, image_shape, n_classes, generator):
     if isinstance(module, list):
         return build_layers(module, image_shape, n_classes, generator)
     if isinstance(module, TorchModule):
-        return module.build(image_shape, n_classes)
+        return drop_auxiliary_heads(module.build(image_shape, n_classes))
     if isinstance(module, nn.Module):
-        return deepcopy(module)
+        return drop_auxiliary_heads(deepcopy(module))
     raise TypeError(
         f"module={module!r} is none of 'auto', a list of (name, layer) pairs, a TorchModule, a "
         f"Backbone and a torch.nn.Module instance{_meant(module)}"

@@ -2,7 +2,7 @@
 
 import torch
 
-from ._taps import layer_names
+from ._taps import PRE_LOGITS, layer_names
 
 # A longer table is printed by stages.
 MAX_ROWS = 40
@@ -11,8 +11,8 @@ MAX_ROWS = 40
 NETWORK = "(network)"
 
 
-def layer_rows(network, calls, output, *, learnable=True, containers=False):
-    """Return one dict a layer: name, type, output shape, number of parameters.
+def layer_rows(network, calls, output, *, penultimate=None, learnable=True, containers=False):
+    """Return one dict a layer: name, type, output shape, number of parameters, penultimate.
 
     Layers are all modules with parameters of their own and all without modules inside. Only its
     own parameters are counted for a layer, and shared ones once: the numbers add up.
@@ -22,6 +22,9 @@ def layer_rows(network, calls, output, *, learnable=True, containers=False):
     network : torch.nn.Module
     calls, output
         As `trace_layers` returns them.
+    penultimate : Tap or None, default=None
+        As `penultimate_tap` returns it: "output" marks the layer that it takes the output of,
+        "input" the one that it takes the input of.
     learnable : bool, default=True
         Whether frozen parameters are left out.
     containers : bool, default=False
@@ -40,6 +43,7 @@ def layer_rows(network, calls, output, *, learnable=True, containers=False):
         shapes[""] = tuple(output.shape[1:])
     rows: list[dict] = []
     counted: set = set()
+    tapped = penultimate.module if penultimate else None
     for name in [*seen, *(name for name in modules if name and name not in seen), ""]:
         own = set(modules[name].parameters(recurse=False))
         is_layer = bool(own) or (name in seen and not any(modules[name].children()))
@@ -53,9 +57,14 @@ def layer_rows(network, calls, output, *, learnable=True, containers=False):
                 "type": _type_name(modules[name]),
                 "output_shape": shapes.get(name),
                 "n_parameters": sum(p.numel() for p in new) if is_layer else None,
+                "penultimate": _side(penultimate) if name and name == tapped else "",
             }
         )
     return rows
+
+
+def _side(tap):
+    return "input" if tap.of_input else "output"
 
 
 def stage_rows(rows, network, calls):
@@ -97,8 +106,11 @@ def as_table(rows):
     return pd.DataFrame(rows)
 
 
-def format_layers(rows, image_shape, counted):
-    """Return the layer table as text; ``counted`` says what the numbers are numbers of."""
+def format_layers(rows, image_shape, counted, penultimate=None):
+    """Return the layer table as text.
+
+    ``counted`` says what the numbers are numbers of; ``penultimate`` is that of `layer_rows`.
+    """
     cells = [("input", "", _sizes(image_shape), "")]
     cells += [
         (row["name"], row["type"], _sizes(row["output_shape"]), _number(row["n_parameters"]))
@@ -113,7 +125,12 @@ def format_layers(rows, image_shape, counted):
     ]
     rule = "-" * len(lines[0])
     total = sum(row["n_parameters"] or 0 for row in rows)
-    return "\n".join([lines[0], rule, *lines[1:], rule, f"{total:,} {counted}"])
+    ends = [f"{total:,} {counted}"]
+    if penultimate == PRE_LOGITS:
+        ends.append("penultimate: what the network's forward_head calls pre-logits")
+    elif penultimate and penultimate.module:
+        ends.append(f"penultimate: the {_side(penultimate)} of {penultimate.module}")
+    return "\n".join([lines[0], rule, *lines[1:], rule, *ends])
 
 
 EPOCH_HEADER = "epoch  train loss  valid loss  valid acc      time"

@@ -32,7 +32,7 @@ def layer_names(calls):
     return list(reversed(dict.fromkeys(call.name for call in reversed(calls))))
 
 
-def resolve_taps(layer, trace, body):
+def resolve_taps(layer, trace, network):
     """Return the `Tap`s that ``layer`` names, in the order given.
 
     Parameters
@@ -40,8 +40,8 @@ def resolve_taps(layer, trace, body):
     layer : str, int or list of these
         As `sklconv.ConvFeatureExtractor` takes it.
     trace : Trace
-        Of a pass through ``body``.
-    body : torch.nn.Module
+        Of a pass through ``network``.
+    network : ImageNetwork
     """
     names = layer_names(trace.calls)
     wanted = layer if isinstance(layer, (list, tuple)) else [layer]
@@ -50,7 +50,7 @@ def resolve_taps(layer, trace, body):
     taps = []
     for one in wanted:
         if isinstance(one, str) and one == "penultimate" and one not in names:
-            taps.append(penultimate_tap(trace, body))
+            taps.append(_penultimate_of(trace, network))
         else:
             taps += [_output_tap(name, trace.calls) for name in _matching(one, names, trace)]
     return list(dict.fromkeys(taps))
@@ -95,19 +95,24 @@ OUTPUT = Tap("penultimate", "", 1)
 PRE_LOGITS = Tap("penultimate", "", 1, of_pre_logits=True)
 
 
-def penultimate_tap(trace, body):
+def penultimate_tap(trace, network):
     """Return the tap on what goes into the classifier; `OUTPUT` if nothing tells what that is.
 
-    First what feeds a linear layer whose output is the network's, unless the network itself
-    calls more than that its classifier; then what it calls pre-logits; then what feeds the layer
-    in front of a softmax or of the means of maps.
+    What feeds a linear layer whose output is the network's, or the layer in front of a softmax or
+    of the means of maps; but what the network itself calls pre-logits, where that is anything
+    else. None, if the network puts out something else than a tensor.
     """
-    if _has_pre_logits(body) and not _ends_in_its_classifier(trace, body):
+    if _has_pre_logits(network.body) and not _gets_pre_logits(trace, network):
         return PRE_LOGITS
     if trace.classifier is not None:
         return _input_tap(trace.classifier, trace.calls)
-    if isinstance(trace.output, torch.Tensor):
-        return OUTPUT
+    return OUTPUT if isinstance(trace.output, torch.Tensor) else None
+
+
+def _penultimate_of(trace, network):
+    tap = penultimate_tap(trace, network)
+    if tap is not None:
+        return tap
     raise ValueError(
         f"layer='penultimate': the network puts out {describe(trace.output)}, and nothing tells "
         "what goes into a classifier. Name a layer; its layers are: "
@@ -115,11 +120,15 @@ def penultimate_tap(trace, body):
     )
 
 
-def _ends_in_its_classifier(trace, body):
+def _gets_pre_logits(trace, network):
+    """Whether they are what goes into the layer whose output is the network's."""
     last = trace.classifier
     if last is None or last.output is not trace.output:
         return False
-    return not hasattr(body, "get_classifier") or body.get_classifier() is last.module
+    x = trace.images
+    with torch.no_grad(), autocast(x.device, network.precision), network.right_layouts():
+        expected = network.body.forward_head(network.body.forward_features(x), pre_logits=True)
+    return expected.shape == last.input.shape and torch.allclose(expected, last.input)
 
 
 def _has_pre_logits(body):

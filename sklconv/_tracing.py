@@ -44,6 +44,8 @@ class Trace:
         What the network put out.
     output_axis : int or None
         Where the output's channels are, if that is known.
+    images : torch.Tensor or None
+        What the network took in, its pixels prepared.
     classifier : LayerCall or None
         The call of a linear layer, or of a convolution of one pixel, whose output is the
         network's, but for a softmax, or the mean of each map.
@@ -53,6 +55,7 @@ class Trace:
     others: dict[str, str] = field(default_factory=dict)
     output: object = None
     output_axis: int | None = None
+    images: object = None
     classifier: LayerCall | None = None
 
     def __iter__(self):
@@ -62,6 +65,10 @@ class Trace:
 def trace_layers(body, run):
     """Return the `Trace` of the pass that ``run``, a function without arguments, makes."""
     trace, follow = Trace(), FollowAxes()
+
+    def take(x=None):
+        trace.images = x
+        follow.note_images(x)
 
     def record(name, module, inputs, output):
         if not isinstance(output, torch.Tensor):
@@ -78,7 +85,7 @@ def trace_layers(body, run):
         for name, module in body.named_modules()
         if name
     ]
-    images = body.register_forward_pre_hook, lambda _, inputs, __: follow.note_images(*inputs[:1])
+    images = body.register_forward_pre_hook, lambda _, inputs, __: take(*inputs[:1])
     # Out of a caller's inference mode, in which tensors do not count writes into them.
     with (
         pass_hooks([images, *listeners]),

@@ -26,7 +26,7 @@ from ._report import (
     layer_rows,
     stage_rows,
 )
-from ._taps import Tap, run_taps
+from ._taps import Tap, penultimate_tap, run_taps
 
 
 def train_classifier(classifier, train, valid, epochs, *, old=None, partial=False):
@@ -50,10 +50,13 @@ def _train(classifier, train, valid, epochs, old, partial, device):
             net.set_rates(_rates(classifier, net.module_))
         else:
             net = _make_net(classifier, train, old, seeds[0], device)
-        calls, output = _set_up(classifier, net.module_)
-        rows = layer_rows(net.module_.body, calls, output)
-        report = _announce(classifier, net.module_, rows, calls) if classifier.verbose else None
-        part = _trained_part(classifier, net.module_, calls, output)
+        trace = _set_up(classifier, net.module_)
+        penultimate = penultimate_tap(trace, net.module_)
+        rows = layer_rows(net.module_.body, *trace, penultimate=penultimate)
+        report = None
+        if classifier.verbose:
+            report = _announce(classifier, net.module_, rows, trace.calls, penultimate)
+        part = _trained_part(classifier, net.module_, *trace)
         order = generator(seeds[1])
         training = _training(
             classifier, net, part, train, valid, epochs, order, device, report, partial
@@ -72,7 +75,7 @@ def _train(classifier, train, valid, epochs, old, partial, device):
 
 
 def _set_up(classifier, network):
-    """Freeze what ``classifier`` says, set its precision; return the layers' calls and output."""
+    """Freeze what ``classifier`` says, set its precision; return the `Trace` of a pass."""
     network.freeze(frozen_layers(network, classifier.freeze))
     network.precision = classifier.precision
     return trace_network(network, classifier.image_shape_, len(classifier.classes_))
@@ -181,10 +184,10 @@ def _schedule(classifier):
     return SCHEDULES.get(classifier.lr_schedule)
 
 
-def _announce(classifier, network, rows, calls):
+def _announce(classifier, network, rows, calls, penultimate):
     """Print the layer table; return what prints an epoch's row."""
     stages = stage_rows(rows, network.body, calls)
-    print(format_layers(stages, classifier.image_shape_, "learnable parameters"))
+    print(format_layers(stages, classifier.image_shape_, "learnable parameters", penultimate))
     if len(stages) < len(rows):
         print(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
     print(EPOCH_HEADER)

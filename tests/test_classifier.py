@@ -905,12 +905,16 @@ def test_train_loss_and_accuracy_are_means_over_images():
     assert row["train_accuracy"] == pytest.approx(clf.score(X, y))
 
 
+COLUMNS = ("name", "type", "output_shape", "n_parameters", "penultimate")
 LAYER_TABLE = [
-    {"name": "conv1", "type": "Conv", "output_shape": (6, 6, 6), "n_parameters": 60},
-    {"name": "pool1", "type": "MaxPool", "output_shape": (6, 3, 3), "n_parameters": 0},
-    {"name": "flatten", "type": "Flatten", "output_shape": (54,), "n_parameters": 0},
-    {"name": "dense", "type": "Dense", "output_shape": (16,), "n_parameters": 880},
-    {"name": "output", "type": "Dense", "output_shape": (10,), "n_parameters": 170},
+    dict(zip(COLUMNS, row, strict=True))
+    for row in [
+        ("conv1", "Conv", (6, 6, 6), 60, ""),
+        ("pool1", "MaxPool", (6, 3, 3), 0, ""),
+        ("flatten", "Flatten", (54,), 0, ""),
+        ("dense", "Dense", (16,), 880, "output"),
+        ("output", "Dense", (10,), 170, ""),
+    ]
 ]
 
 
@@ -930,10 +934,8 @@ def test_layer_table_of_a_users_module(monkeypatch):
     frozen = linear()
     frozen[1].bias.requires_grad_(False)
     table = full_batch(frozen).fit(X, y).layer_table_
-    assert table == [
-        {"name": "0", "type": "Flatten", "output_shape": (64,), "n_parameters": 0},
-        {"name": "1", "type": "Linear", "output_shape": (10,), "n_parameters": 640},
-    ]
+    rows = [("0", "Flatten", (64,), 0, "output"), ("1", "Linear", (10,), 640, "")]
+    assert table == [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
 def test_verbose_0_prints_nothing(capfd):
@@ -962,8 +964,9 @@ def test_verbose_prints_the_layer_table_and_a_line_an_epoch(capsys, verbose, val
     assert cells[2:] == expected
 
     header = ["epoch", "train", "loss", "valid", "loss", "valid", "acc", "time"]
-    assert lines[total + 1].split() == header
-    epochs = lines[total + 2 :]
+    assert lines[total + 1] == "penultimate: the output of dense"
+    assert lines[total + 2].split() == header
+    epochs = lines[total + 3 :]
     assert len(epochs) == 3
     assert {len(line) for line in epochs} == {len(epochs[0])}
     for line, row in zip(epochs, clf.history_, strict=True):

@@ -45,6 +45,10 @@ def test_layouts_are_said_by_the_strides(shape):
         ((4, 1, 1, 3), 3, 0, {"output"}),
         ((4, 1, 3, 3), 2, 1, set()),
         ((4, 2, 4, 4), (1, 2), 0, set()),
+        ((4, 2, 4, 4), 4, 0, set()),
+        ((4, 2, 2, 1), (3, 1), 0, {"output"}),
+        ((4, 2, 1, 3), 3, 0, {"output"}),
+        ((4, 2, 3, 3), (1, 4), 1, {"output"}),
     ],
 )
 def test_geometries_at_risk(weight, stride, padding, risks):

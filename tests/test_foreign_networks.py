@@ -355,6 +355,7 @@ HEADS = {
     "distilled, channels last": ("efficientformer_l1", {}, 224),
     "several branches": ("crossvit_9_240", {}, 240),
     "batch norm in front": ("repvit_m0_9", {}, 64),
+    "batch norm in front, one head": ("efficientvit_m0", {}, 224),
     "auxiliary": ("volo_d1_224", {"img_size": 64}, 64),
     "convolution, BiT": ("resnetv2_50x1_bit", {}, 64),
     "convolution, DLA": ("dla34", {}, 64),
@@ -369,6 +370,8 @@ HEADS = {
 def test_penultimate_is_what_timm_calls_pre_logits(timm, kind):
     name, params, side = HEADS[kind]
     net, X = create(timm, name, **params), images(side, n=3)
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm1d)):
+        norm.running_mean.uniform_(-1, 1)  # else it hardly does anything
     with torch.no_grad():
         expected = net.forward_head(net.forward_features(as_input(X)), pre_logits=True)
     extractor = ConvFeatureExtractor(net).fit(X[:2])  # no warning

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 from sklearn.base import clone
 from torch import nn
 
-from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
 
 HALVES = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
@@ -262,6 +262,14 @@ def test_auxiliary_outputs_are_left_out():
     assert clf.module_.body.AuxLogits is None
     assert network.aux_logits is True
     assert network.AuxLogits is not None
+
+
+@pytest.mark.parametrize("module", [Auxiliary(), TorchModule(Auxiliary)])
+def test_auxiliary_outputs_of_whole_networks_are_left_out(module):
+    X, _ = colours(20)
+    clf = ConvNetClassifier(module, max_epochs=1, random_state=0).fit(X, np.arange(20) % 10)
+    assert clf.module_.body.AuxLogits is None
+    assert clf.predict_proba(X).shape == (20, 10)
 
 
 @pytest.mark.parametrize(

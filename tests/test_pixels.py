@@ -246,8 +246,10 @@ def test_jpegs_decoded_at_a_fraction_are_nearly_those_decoded_whole(
     for image_size in (224, 64):
         backbone = Backbone("timm/resnet18", image_size=image_size, crop_mode=crop_mode)
         pixels = pixels_of(backbone, [content])
-        # Where details end in the middle of a pixel, single ones differ by more than 4.
-        assert_near(pixels, timm_pixels(backbone, whole), most=20)
+        difference = np.abs(pixels - timm_pixels(backbone, whole))
+        assert difference.mean() <= 0.5
+        # At edges as sharp as those between two photographs single pixels differ by up to 10.
+        assert np.quantile(difference.round(3), 0.999) <= 4
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])

@@ -9,6 +9,7 @@ from sklconv import Backbone, ConvNetClassifier, __main__
 from sklconv._modules import ImageNetwork, PreparePixels
 from sklconv._network import build_network, trace_network
 from sklconv._report import MAX_ROWS, format_layers, layer_rows, stage_rows
+from sklconv._taps import penultimate_tap
 from sklconv.layers import BatchNorm, Conv, Dense, Dropout, MaxPool
 
 
@@ -247,6 +248,30 @@ def test_shared_parameters_are_counted_where_they_come_first():
     ]
 
 
+HEADS = {
+    "a layer's output": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), "the output of 0"),
+    "a layer's input": (Tokens(), "the input of head"),
+    "the network's output": (nn.Sequential(nn.Flatten(), nn.Linear(768, 2), nn.ReLU()), None),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_table_marks_what_goes_into_the_classifier(kind):
+    body, words = HEADS[kind]
+    network = ImageNetwork(PreparePixels(), body).eval()
+    seen = trace_network(network, (3, 16, 16))
+    tap = penultimate_tap(seen, network)
+    rows = layer_rows(body, *seen, penultimate=tap)
+    marked = {row["name"]: row["penultimate"] for row in rows if row["penultimate"]}
+    text = format_layers(rows, (3, 16, 16), "parameters", tap).splitlines()[-1]
+    if words is None:
+        assert not marked
+        assert "penultimate" not in text
+    else:
+        ((name, side),) = marked.items()
+        assert text == f"penultimate: {words}" == f"penultimate: the {side} of {name}"
+
+
 def test_the_classifiers_table_and_what_it_prints(capsys):
     X = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     clf = ConvNetClassifier(lite0(image_size=32), max_epochs=1, verbose=1, random_state=0)
@@ -256,8 +281,9 @@ def test_the_classifiers_table_and_what_it_prints(capsys):
     assert clf.layer_table_["n_parameters"].sum() == total(clf.module_) == 3_373_570
     lines = capsys.readouterr().out.splitlines()
     end = lines.index("3,373,570 learnable parameters")
-    assert lines[end + 1] == f"{len(names)} layers, shown by stage; layer_table_ has them all"
-    assert lines[end + 2].startswith("epoch")
+    assert lines[end + 1] == "penultimate: the output of _dropout"
+    assert lines[end + 2] == f"{len(names)} layers, shown by stage; layer_table_ has them all"
+    assert lines[end + 3].startswith("epoch")
     numbers = [int(line.split()[-1].replace(",", "")) for line in lines[3 : end - 1]]
     assert sum(numbers) == 3_373_570
     assert len(numbers) <= MAX_ROWS
@@ -275,11 +301,11 @@ def test_the_commands_table_counts_frozen_ones_and_lists_containers(tmp_path, mo
     monkeypatch.syspath_prepend(str(tmp_path))
     assert __main__.main(["layers", "frozen_nets:network", "--image-size", "12"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
-    assert lines[:-2] == [
+    assert lines[:-3] == [
         ["0.0", "Conv2d", "4×10×10", "112"],
         ["0.1", "ReLU", "4×10×10", "0"],
         ["0", "Sequential", "4×10×10"],
         ["1", "Flatten", "400", "0"],
         ["2", "Linear", "2", "802"],
     ]
-    assert lines[-1] == ["914", "parameters"]
+    assert lines[-2:] == [["914", "parameters"], ["penultimate:", "the", "output", "of", "1"]]
