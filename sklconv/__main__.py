@@ -8,7 +8,7 @@ from inspect import getdoc
 from pathlib import Path
 
 from . import __version__
-from ._console import in_one_line, say
+from ._command.console import in_one_line, say
 
 EXTRACT_EXAMPLES = """\
 examples:
@@ -58,9 +58,9 @@ def extract(arguments):
     What is computed is kept beside the output until that is written. Stop the command whenever
     you like; the same command continues from there. An older OUTPUT is replaced at the end.
     """
-    from . import _command
+    from ._command.extract import extract
 
-    _command.extract(arguments)
+    extract(arguments)
 
 
 def list_layers(arguments):
@@ -71,9 +71,9 @@ def list_layers(arguments):
     column adds up to the total. Rows without an output have parameters, but can't be given to
     --layer. No weights are needed, so none are downloaded.
     """
-    from . import _command
+    from ._command.layers import list_layers
 
-    _command.list_layers(arguments)
+    list_layers(arguments)
 
 
 class Parser(argparse.ArgumentParser):

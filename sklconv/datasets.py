@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import fetch_openml
 
-from ._files import ImageFiles, as_file_list
-from ._images import CHUNK_BYTES, check_image_shape, slices
+from ._images.files import ImageFiles, as_file_list
+from ._images.forms import CHUNK_BYTES, check_image_shape, slices
 
 __all__ = ["load_images", "load_mnist"]
 

@@ -100,10 +100,10 @@ def errors_of(case, seed):
 
     generator = torch.Generator().manual_seed(seed)
     network = _build(case, generator)
-    x = torch.randn(case["n"], case["channels"][1], *case["image"], generator=generator)
+    # Neither around 0: the sums that are the gradients of weights and biases do not cancel out.
+    x = 0.5 + torch.randn(case["n"], case["channels"][1], *case["image"], generator=generator)
     with torch.no_grad():
         shape = _reference_body(case, network)(x[:1].double()).shape[1:]
-    # Around 1: the sums that are the biases' gradients do not cancel out.
     pull = 1 + torch.randn(case["n"], *shape, generator=generator)
     expected = _run(_reference_body(case, network), x.double(), pull.double())
     found = [_run(network, x, pull) for _ in range(2)]
@@ -121,8 +121,8 @@ def _build(case, generator):
     import torch
     from torch import nn
 
-    from sklconv._modules import ImageNetwork, PreparePixels
-    from sklconv._network import trace_network
+    from sklconv._networks.building import trace_network
+    from sklconv._networks.image_network import ImageNetwork, PreparePixels
 
     body = _body(case, nn)
     with torch.no_grad():
@@ -140,8 +140,8 @@ def _build(case, generator):
 def _body(case, nn):
     import torch
 
-    from sklconv._modules import ConvActivation
-    from sklconv._stack import LayerStack
+    from sklconv.layers._conv import ConvActivation
+    from sklconv.layers._stack import LayerStack
 
     out_channels, in_channels, groups = case["channels"]
     keywords = {name: tuple(case[name]) for name in ("stride", "padding")} | {"bias": case["bias"]}
@@ -208,7 +208,8 @@ def _run(network, x, pull):
     torch.optim.SGD(network.parameters(), lr=0.1 / max(scale, 1e-12)).step()
     with torch.no_grad():
         for name, parameter, old in zip(names, network.parameters(), before, strict=True):
-            found[f"{name} behind a step"] = parameter.detach().clone()
+            # Beside what it was: one weight alone may come to lie near 0.
+            found[f"{name} behind a step"] = torch.stack([old, parameter.detach()])
             parameter.copy_(old)
     return found
 
@@ -281,7 +282,7 @@ def search(n_cases, seed, precisions=("float32",), report=None):
 
 def able_precisions():
     """The precisions that this machine computes in."""
-    from sklconv._devices import check_precision
+    from sklconv._platform.devices import check_precision
 
     try:
         check_precision("bfloat16", "cpu")

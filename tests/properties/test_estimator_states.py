@@ -20,7 +20,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
-from sklconv._devices import check_precision
+from sklconv._platform.devices import check_precision
 from sklconv.layers import BatchNorm, Conv, Dense, Dropout, MaxPool
 
 CLASSES = np.array(["a", "b", "c"])

@@ -1,0 +1,1 @@
+"""What layers put out: traced in a pass, tapped, and made features."""

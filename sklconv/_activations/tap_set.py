@@ -1,0 +1,86 @@
+"""The layers that an extractor taps, and the features that come of them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .pooling import Reading, feature_names, pooled, read_activation
+from .taps import Tap, find_deepest, resolve_taps, run_taps, tapped_activation
+from .tracing import trace_layers
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What one tap becomes."""
+
+    tap: Tap
+    reading: Reading
+    width: int
+
+
+@dataclass(frozen=True)
+class TapSet:
+    """Taps of one pass, in the order in which their features stand beside each other."""
+
+    features: tuple[Feature, ...]
+    deepest: Tap
+
+    @property
+    def taps(self):
+        return [feature.tap for feature in self.features]
+
+    @property
+    def layers(self):
+        """The names of the layers."""
+        return [feature.tap.name for feature in self.features]
+
+    @property
+    def width(self):
+        return sum(feature.width for feature in self.features)
+
+    def names(self, pool):
+        """Return the names of all features, pooled so."""
+        return [
+            name
+            for feature in self.features
+            for name in feature_names(feature.reading, pool, feature.width)
+        ]
+
+    def compute(self, network, x, precision, pool):  # (N, C, H, W) -> (N, n_features)
+        activations = run_taps(network, self.taps, self.deepest, x, precision)
+        columns = [
+            pooled(activation, feature.reading, pool, len(x))
+            for activation, feature in zip(activations, self.features, strict=True)
+        ]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+
+def place_taps(layer, pool, network, trace, images):
+    """Return the `TapSet` that ``layer`` and ``pool`` of an extractor describe.
+
+    Parameters
+    ----------
+    layer, pool
+        As `sklconv.ConvFeatureExtractor` takes them.
+    network : ImageNetwork
+    trace : Trace
+        Of its pass for ``images``.
+    images : torch.Tensor of shape (N, C, H, W)
+    """
+    taps = resolve_taps(layer, trace, network)
+    features = tuple(_feature(tap, pool, network, trace, images) for tap in taps)
+    return TapSet(features, find_deepest(taps, trace.calls))
+
+
+def _feature(tap, pool, network, trace, images):
+    activation, axis = _activation(tap, network, trace, images)
+    reading = read_activation(tap, activation, axis, pool, trace, network.body)
+    return Feature(tap, reading, pooled(activation, reading, pool, len(images)).shape[1])
+
+
+def _activation(tap, network, trace, images):
+    """Return what ``tap`` gets of the images, and the axis of its channels or None."""
+    if not tap.of_pre_logits:
+        return tapped_activation(tap, trace)
+    trace = trace_layers(network.body, lambda: run_taps(network, [tap], tap, images)[0])
+    return trace.output, trace.output_axis

@@ -1,0 +1,1 @@
+"""The command ``sklconv``: what it computes and prints."""

@@ -1,0 +1,167 @@
+"""``sklconv extract``: features of photographs into a file."""
+
+import sys
+from contextlib import closing, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .._estimators.feature_extractor import ConvFeatureExtractor
+from .._platform.digests import Undigestible, network_digest
+from .._pretrained.libraries import LIBRARIES
+from .console import count, say
+from .errors import ExtractionError
+from .networks import make_backbone
+from .outputs import check_output, next_step, write_bad_list, write_output
+from .partial_results import PartialResults
+from .photos import find_photos, photos_digest
+
+# What the features depend on besides the photos, the network and the options.
+SOFTWARE = ("sklconv", "torch", "pillow", *(library.package for library in LIBRARIES.values()))
+
+MAX_BAD_LISTED = 20
+
+# Where there is no terminal, at most so many lines say how far a run is, and these apart.
+PROGRESS_LINES, PHOTOS_BETWEEN_LINES = 10, 100
+
+
+def extract(arguments):
+    """Run ``sklconv extract``."""
+    output = arguments.output
+    check_output(output)
+    photos = find_photos(arguments.photos)
+    if not arguments.quiet:
+        say(
+            f"{count(photos.paths, 'photo')}, {count(photos.class_names, 'class')}"
+            + f"; left out: {count(photos.others, 'file')} not named like photos"
+            * bool(photos.others)
+        )
+    with closing(PartialResults(Path(f"{output}.partial"))) as results:
+        try:
+            extractor = _fit_extractor(arguments, photos)
+            _begin(results, extractor, photos, arguments)
+            _compute(results, extractor, photos, arguments)
+            report = _write(results, extractor, photos, output)
+        except BaseException as error:
+            if results.n_rows:
+                error.add_note(
+                    f"{results.n_rows:,} of {count(photos.paths, 'photo')} are kept in "
+                    f"{results.folder}: the same command continues from there"
+                )
+            raise
+    if not arguments.quiet:
+        say(report, sys.stdout)
+
+
+def _fit_extractor(arguments, photos):
+    backbone = make_backbone(arguments, mean=arguments.mean, std=arguments.std)
+    extractor = ConvFeatureExtractor(
+        backbone,
+        layer=arguments.layer or "penultimate",
+        pool=arguments.pool,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        on_bad_image=arguments.on_bad_image,
+        random_state=0,  # random weights are the same in the run that goes on
+    )
+    return extractor.fit(photos.paths)
+
+
+def _begin(results, extractor, photos, arguments):
+    settings = {
+        "--backbone": arguments.backbone,
+        "--layer": extractor.layers_,
+        "--pool": arguments.pool,
+        "--image-size": list(extractor.image_shape_),
+        "--batch-size": arguments.batch_size,
+        "the device": str(extractor.module_.device),
+        "the software": {},
+        "the network": _network_digest(extractor.module_),
+        "the photos": photos_digest(photos),
+    }
+    for name in SOFTWARE:
+        with suppress(PackageNotFoundError):
+            settings["the software"][name] = version(name)
+    changed = results.begin(settings, _probe(extractor))
+    if changed:
+        say(f"sklconv: starting over: changed since the last run: {', '.join(changed)}")
+    elif results.n_rows and not arguments.quiet:
+        say(f"resuming after {results.n_rows:,} photos")
+
+
+def _network_digest(network):
+    try:
+        return network_digest(network)
+    except Undigestible:
+        return None  # the probe has to tell
+
+
+def _probe(extractor):
+    """Return the features of two images of noise."""
+    shape = (2, *extractor.image_shape_)
+    return extractor.transform(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def _compute(results, extractor, photos, arguments):
+    if arguments.on_bad_image == "raise" and results.bad:
+        row, reason = min(results.bad.items())
+        raise ExtractionError(f"{photos.paths[row]} can't be read: {reason}")
+    n_photos, on_terminal = len(photos.paths), sys.stderr.isatty()
+    bar = tqdm(
+        total=n_photos,
+        initial=results.n_rows,
+        unit=" images",
+        disable=arguments.quiet or not on_terminal,
+    )
+    with bar:
+        for n_rows in _compute_rest(extractor, photos, results):
+            bar.update(n_rows)
+            if not (arguments.quiet or on_terminal):
+                _say_progress(results.n_rows - n_rows, results.n_rows, n_photos)
+
+
+def _compute_rest(extractor, photos, results):
+    """Compute what ``results`` has not yet; yield the number of rows after each batch."""
+    first = results.n_rows
+    if first == len(photos.paths):
+        return
+    with closing(extractor.transform_batches(photos.paths[first:])) as batches:
+        for rows in batches:
+            # Files are read ahead: bad ones may be listed that belong to batches to come.
+            here = range(results.n_rows, results.n_rows + len(rows))
+            bad = {first + row: reason for row, _, reason in extractor.bad_images_}
+            results.append(rows, {row: reason for row, reason in bad.items() if row in here})
+            yield len(rows)
+
+
+def _say_progress(n_before, n_done, n_photos):
+    """Print how far the run is, unless too few photos have been done since the last line."""
+    step = max(n_photos // PROGRESS_LINES, PHOTOS_BETWEEN_LINES)
+    if n_before // step < n_done // step and n_done < n_photos:
+        say(f"{n_done:,} of {n_photos:,} photos")
+
+
+def _write(results, extractor, photos, output):
+    """Write the output and the list of bad photos; return what to say of them."""
+    bad = [(photos.paths[row], reason) for row, reason in sorted(results.bad.items())]
+    for path, reason in bad[:MAX_BAD_LISTED]:
+        say(f"sklconv: not read: {path}: {reason}")
+    if len(bad) > MAX_BAD_LISTED:
+        say(f"sklconv: not read: {len(bad) - MAX_BAD_LISTED:,} more")
+    if len(bad) == len(photos.paths):
+        results.clear()
+        raise ExtractionError("none of the photos could be read; nothing was written")
+    names = [str(name) for name in extractor.get_feature_names_out()]
+    good_classes = [name for row, name in enumerate(photos.classes) if row not in results.bad]
+    write_output(output, results, photos, names)
+    bad_list = write_bad_list(output, bad)
+    results.clear()
+    sizes = (photos.paths, "photo"), (names, "feature"), (photos.class_names, "class")
+    listed = f"{count(bad, 'photo')}, listed in {bad_list}; their rows are NaN"
+    return (
+        f"{output}: {', '.join(count(*size) for size in sizes)}\n"
+        f"not read: {listed if bad else 'none, all photos are good'}\n"
+        f"next, in Python:\n\n{next_step(output, good_classes, bool(bad))}"
+    )

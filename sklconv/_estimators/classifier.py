@@ -1,0 +1,520 @@
+"""ConvNetClassifier."""
+
+import copy
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+
+from .._images.forms import ImageFormat, check_finite, check_images, take_rows
+from .._networks.building import auto_layers, is_auto
+from .._networks.inference import collect_outputs, read_images
+from .._platform.sklearn import (
+    BaseComposition,
+    Interval,
+    StrOptions,
+    SuggestingEstimator,
+    clone_parametrized,
+    fit_context,
+    undone_if_it_fails,
+)
+from .._pretrained.backbones import file_options
+from .._training.optimizers import OPTIMIZERS, SCHEDULES
+from .._training.training import train_classifier
+from .targets import check_labels, combined_weights, encode_labels, hold_out
+
+
+class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
+    """Convolutional network as a classifier.
+
+    Parameters
+    ----------
+    module : "auto", list of (str, layer), TorchModule, Backbone or torch.nn.Module, \
+            default="auto"
+        The network. ``"auto"``: a small CNN with layers named ``conv1``, ``pool1``,
+        ``conv2``, ``pool2``, ``dense`` and ``output``. A list of named layers from
+        :mod:`sklconv.layers`, whose parameters become the estimator's own
+        (``conv1__filters``); ``"passthrough"`` in a layer's place leaves it out; an output
+        layer is added unless there is a ``Dense("n_classes")``. A `TorchModule`, built at
+        fit. A `Backbone`, whose head is replaced by one for the classes. A module
+        instance: copied, never changed; it must put out one column a class.
+    image_shape : tuple of int or None, default=None
+        ``(height, width)`` or ``(channels, height, width)`` of the images, in pixels; needed
+        where ``X`` does not say it.
+    data_format : {"auto", "channels_first", "channels_last"}, default="auto"
+        Where the channels are in a 4-D ``X``, and in the pixel order of a flat one. "auto": at
+        the axis of size 1 to 4 in a 4-D ``X``, first in a flat one.
+    reader : callable or None, default=None
+        Reads what Pillow can't, where ``X`` holds image files: called with an entry of ``X``,
+        from several threads at a time, it returns an array of shape (H, W) or (H, W, C).
+    standardize : bool or "auto", default="auto"
+        Whether each channel's mean and standard deviation are learnt at fit and applied
+        inside the network. "auto": unless ``module`` is a `Backbone`, which has its own
+        preparation, or a module instance. Where it is off, uint8 is divided by 255 and other
+        numbers go in unchanged.
+    optimizer : str or type, default="adamw"
+        ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``,
+        ``"nadam"``, ``"lbfgs"`` or a class of `torch.optim`.
+    optimizer_params : dict or None, default=None
+        Its further arguments, such as ``{"momentum": 0.9, "nesterov": True}``.
+    lr : float, default=3e-3
+        Learning rate; the highest one under a schedule.
+    weight_decay : float, default=0.01
+        As the optimizer has it: decoupled for ``"adamw"``, an L2 penalty for the others.
+    lr_schedule : {"auto", "onecycle", "cosine"} or None, default="auto"
+        How the learning rate changes from batch to batch. "auto": "onecycle", or None where
+        ``early_stopping`` is on, since nobody knows then how long the training will be.
+        None: not at all.
+    max_epochs : int, default=10
+        Number of passes over the training data.
+    batch_size : int or "auto", default="auto"
+        Images in a training batch. "auto": 128, and down to 8 for small data, about a
+        fortieth of them.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes in the training loss; of those that a dict does not name, 1. A
+        dict that names all classes may name further ones, which a fold may lack.
+    augment : callable or None, default=None
+        Called on each training batch, a float32 tensor of shape (N, C, H, W); returns one.
+        Pixels are as in ``X``, or divided by 255 where they are uint8 and ``standardize`` is
+        off.
+    freeze : "backbone", str, list of str or None, default=None
+        Layers that stay as they are, their batch-norm statistics and dropout included: all but
+        the new head of a `Backbone`, or those named, by globs as well (``"layer[123]*"``).
+        With a frozen backbone, and without ``augment``, what it puts out is computed once.
+    backbone_lr_scale : float, default=1.0
+        Factor of the learning rate of all layers but the head of a `Backbone`.
+    early_stopping : bool, default=False
+        Whether to stop when the validation loss gets no better, and to go back to the weights
+        that had the lowest. Without ``X_val``, ``validation_fraction`` of the training data
+        is held out, stratified.
+    validation_fraction : float, default=0.1
+        Share of the training data that early stopping holds out.
+    n_iter_no_change : int, default=5
+        Epochs without improvement after which early stopping stops.
+    tol : float, default=1e-4
+        What counts as improvement of the validation loss.
+    warm_start : bool, default=False
+        Whether the next ``fit`` goes on from the weights there are, with a new schedule.
+    callbacks : list of skorch callbacks or None, default=None
+        Copied at fit. They get every event that they get in skorch.
+    net_params : dict or None, default=None
+        Further parameters of skorch's net, such as ``{"criterion__label_smoothing": 0.1}``.
+    device : str, default="auto"
+        ``"cpu"``, ``"cuda"``, ``"mps"`` or another name that torch knows. "auto": a GPU if
+        there is one.
+    precision : {"float32", "bfloat16"}, default="float32"
+        "bfloat16": layers compute with 16-bit numbers, weights stay 32-bit; for GPUs, and CPUs
+        with instructions for it, an error elsewhere.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the weights, the order of the images, dropout and, for networks that are not
+        made of declarative layers and for ``augment``, the global generators meanwhile. With
+        the same int, machine and number of threads the same bits come out.
+    verbose : int, default=0
+        1: print the layer table and a line an epoch. 2: a progress bar over batches, too, on a
+        terminal or in a notebook.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The class labels.
+    module_ : torch.nn.Module
+        The trained network: raw images of shape (N, C, H, W) to logits. The network proper is
+        its ``body``.
+    net_ : skorch.NeuralNetClassifier
+        The skorch net.
+    image_shape_ : tuple of int
+        ``(C, H, W)``.
+    n_features_in_ : int
+        ``C * H * W``, whichever form ``X`` had.
+    feature_names_in_ : ndarray of str
+        Names of the columns, if ``X`` had names that are all strings.
+    n_iter_ : int
+        Number of epochs of the last fit.
+    history_ : list of dict
+        One dict an epoch: epoch, train_loss, train_accuracy, valid_loss, valid_accuracy, lr,
+        duration (seconds). Goes on under ``warm_start`` and ``partial_fit``.
+    layer_table_ : pandas.DataFrame or list of dict
+        Name, type, output shape and number of learnable parameters of each layer, those of
+        layers inside it not counted: the numbers add up to the network's. ``penultimate`` is
+        "output" in the row of the layer that puts out what ``layer="penultimate"`` of a
+        `ConvFeatureExtractor` takes, "input" in that of the classifier, if no layer does.
+
+    See Also
+    --------
+    ConvFeatureExtractor : The activations of a network's layers as features.
+
+    Notes
+    -----
+    A fit that fails leaves the estimator as it was. An interrupt (Ctrl-C) is raised on, with
+    the weights of that moment kept.
+
+    Networks of declarative layers have random generators of their own; others, and
+    ``augment``, draw from the global ones, so in parallel threads their fits take turns.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import train_test_split
+    >>> from sklconv import ConvNetClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
+    >>> clf = ConvNetClassifier(random_state=0).fit(X_train, y_train)
+    >>> clf.score(X_test, y_test) > 0.97
+    True
+    """
+
+    __module__ = "sklconv"
+
+    _parameter_constraints: dict = {
+        "module": "no_validation",
+        "image_shape": "no_validation",
+        "data_format": [StrOptions({"auto", "channels_first", "channels_last"})],
+        "reader": [callable, None],
+        "standardize": ["boolean", StrOptions({"auto"})],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), type],
+        "optimizer_params": [dict, None],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "lr_schedule": [StrOptions({"auto", *SCHEDULES}), None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "augment": [callable, None],
+        "freeze": [str, list, None],
+        "backbone_lr_scale": [Interval(Real, 0, None, closed="neither")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "callbacks": [list, None],
+        "net_params": [dict, None],
+        "device": [str],
+        "precision": [StrOptions({"float32", "bfloat16"})],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        module="auto",
+        *,
+        image_shape=None,
+        data_format="auto",
+        reader=None,
+        standardize="auto",
+        optimizer="adamw",
+        optimizer_params=None,
+        lr=3e-3,
+        weight_decay=0.01,
+        lr_schedule="auto",
+        max_epochs=10,
+        batch_size="auto",
+        class_weight=None,
+        augment=None,
+        freeze=None,
+        backbone_lr_scale=1.0,
+        early_stopping=False,
+        validation_fraction=0.1,
+        n_iter_no_change=5,
+        tol=1e-4,
+        warm_start=False,
+        callbacks=None,
+        net_params=None,
+        device="auto",
+        precision="float32",
+        random_state=None,
+        verbose=0,
+    ):
+        self.module = module
+        self.image_shape = image_shape
+        self.data_format = data_format
+        self.reader = reader
+        self.standardize = standardize
+        self.optimizer = optimizer
+        self.optimizer_params = optimizer_params
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.class_weight = class_weight
+        self.augment = augment
+        self.freeze = freeze
+        self.backbone_lr_scale = backbone_lr_scale
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.net_params = net_params
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def get_params(self, deep=True):
+        """Return the parameters, with ``deep`` also those of the layers, ``conv1__filters``.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include the layers and their parameters.
+
+        Returns
+        -------
+        dict
+        """
+        params = BaseEstimator.get_params(self, deep=deep)
+        if deep:
+            for name, layer in self._named_layers():
+                params[name] = layer
+                if hasattr(layer, "get_params"):
+                    params |= {f"{name}__{k}": v for k, v in layer.get_params().items()}
+        return params
+
+    def set_params(self, **params):
+        """Set parameters, those of the layers included; a layer can be replaced whole.
+
+        Parameters
+        ----------
+        **params
+            ``lr=0.01``, ``conv1__filters=16``, ``drop="passthrough"``.
+
+        Returns
+        -------
+        self
+        """
+        if "module" in params:
+            self.module = params.pop("module")
+        names = {name for name, _ in self._named_layers()}
+        if is_auto(self.module) and any(key.partition("__")[0] in names for key in params):
+            self.module = auto_layers()
+        return self._set_params("module", **params)
+
+    def _named_layers(self):
+        if is_auto(self.module):
+            return auto_layers()
+        if not isinstance(self.module, list):
+            return []
+        return [step for step in self.module if isinstance(step, tuple) and len(step) == 2]
+
+    def __sklearn_clone__(self):
+        # skorch's callbacks may keep state that clone takes for parameters.
+        without_callbacks = copy.copy(self)
+        without_callbacks.callbacks = None
+        clone = clone_parametrized(without_callbacks)
+        clone.callbacks = copy.deepcopy(self.callbacks)
+        return clone
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), (n_samples, H, W), \
+                (n_samples, C, H, W) or (n_samples, H, W, C)
+            Images.
+        y : array-like of shape (n_samples,)
+            Labels of any kind.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images in the training loss.
+        X_val, y_val, sample_weight_val : default=None
+            Images, labels and weights to validate on after each epoch, in place of what early
+            stopping would hold out.
+
+        Returns
+        -------
+        self
+        """
+        with undone_if_it_fails(self):
+            warm = self.warm_start and hasattr(self, "net_")
+            images, y = self._read_training_data(X, y, reset=not warm)
+            classes = np.unique(y)
+            if len(classes) < 2:
+                raise ValueError(
+                    f"{type(self).__name__} needs samples of at least 2 classes; y has 1 class, "
+                    f"{classes[0]!r}"
+                )
+            if not warm:
+                self.classes_ = classes
+            targets = encode_labels(y, self.classes_, "y")
+            weights = combined_weights(
+                sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
+            )
+            train = (images, targets, weights)
+            valid = self._read_validation_data(X_val, y_val, sample_weight_val)
+            if self.early_stopping and valid is None:
+                train, valid = self._hold_out(train)
+            train_classifier(self, train, valid, self.max_epochs, old=self.net_ if warm else None)
+        return self
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train for one epoch at a constant learning rate.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+        y : array-like of shape (n_samples,)
+            Labels.
+        classes : array-like of shape (n_classes,) or None, default=None
+            All labels that will ever come; needed at the first call.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images in the training loss.
+
+        Returns
+        -------
+        self
+        """
+        with undone_if_it_fails(self):
+            first = not hasattr(self, "net_")
+            if not first:
+                # scikit-learn checks them at the first call only; they may have been set since.
+                self._validate_params()
+            images, y = self._read_training_data(X, y, reset=first)
+            if self.class_weight == "balanced":
+                raise ValueError(
+                    "class_weight='balanced' needs all of y, which partial_fit does not have; "
+                    "give a dict, or sample_weight"
+                )
+            self._note_classes(classes, first)
+            targets = encode_labels(y, self.classes_, "y")
+            weights = combined_weights(
+                sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
+            )
+            train = (images, targets, weights)
+            train_classifier(self, train, None, 1, old=None if first else self.net_, partial=True)
+        return self
+
+    def decision_function(self, X):
+        """Return the logits.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
+            For two classes: the logit of the second less that of the first.
+        """
+        logits = self._outputs(X, lambda logits: logits)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def predict_proba(self, X):
+        """Return the probabilities of the classes.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return self._outputs(X, lambda logits: logits.softmax(1))
+
+    def predict(self, X):
+        """Return the most probable class of each image.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        winners = self._outputs(X, lambda logits: logits).argmax(1)
+        return self.classes_[winners]
+
+    @property
+    def module_(self):
+        """The trained network."""
+        return self.net_.module_
+
+    @property
+    def history_(self):
+        """One dict an epoch."""
+        rows = [self.net_.history_row(i) for i in range(len(self.net_.history))]
+        # An epoch that was interrupted has no losses.
+        return [row for row in rows if row["train_loss"] is not None]
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "net_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def _outputs(self, X, finish):
+        images = read_images(self, X)
+        network = self.module_
+        return collect_outputs(network, images, lambda x: finish(network(x)), type(self).__name__)
+
+    def _read_training_data(self, X, y, *, reset):
+        """Check X and y; return images (n, C, H, W) and labels (n,)."""
+        name = type(self).__name__
+        if y is None:
+            raise ValueError(f"{name} requires y to be passed, but the target y is None")
+        X = check_images(self, X, reset=reset)
+        if reset:
+            files = file_options(self.module, X) | {"reader": self.reader}
+            self._format = ImageFormat.infer(X, self.image_shape, self.data_format, files)
+            self.image_shape_ = self._format.shape
+            self.n_features_in_ = self._format.n_features
+        images = self._format.read(X, name)
+        y = check_labels(y, images, "y")
+        check_finite(images, name)
+        return images, y
+
+    def _read_validation_data(self, X_val, y_val, sample_weight_val):
+        """Return images, class numbers and weights to validate on, or None."""
+        if X_val is None and y_val is None:
+            if sample_weight_val is not None:
+                raise ValueError("sample_weight_val needs X_val and y_val")
+            return None
+        if X_val is None or y_val is None:
+            raise ValueError("X_val and y_val go together: one of them is missing")
+        images = self._format.read(check_images(self, X_val, reset=False), type(self).__name__)
+        check_finite(images, type(self).__name__)
+        y_val = check_labels(y_val, images, "y_val")
+        weights = combined_weights(
+            sample_weight_val, None, images, y_val, self.classes_, "sample_weight_val"
+        )
+        return images, encode_labels(y_val, self.classes_, "y_val"), weights
+
+    def _hold_out(self, train):
+        """Return what to train on and what early stopping validates on."""
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        parts = hold_out(train[1], self.validation_fraction, seed)
+        images, targets, weights = train
+        return tuple(
+            (take_rows(images, rows), targets[rows], None if weights is None else weights[rows])
+            for rows in parts
+        )
+
+    def _note_classes(self, classes, first):
+        if first and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        if classes is None:
+            return
+        classes = np.unique(classes)
+        if first:
+            if len(classes) < 2:
+                raise ValueError(f"classes={classes.tolist()}: at least 2 classes are needed")
+            self.classes_ = classes
+        elif not np.array_equal(self.classes_, classes):
+            raise ValueError(
+                f"classes={classes.tolist()} is not the same as on the first call to "
+                f"partial_fit, which was {self.classes_.tolist()}"
+            )

@@ -1,0 +1,390 @@
+"""ConvFeatureExtractor."""
+
+import copy
+import warnings
+from dataclasses import replace
+from numbers import Integral
+
+import numpy as np
+import torch
+from sklearn.base import TransformerMixin, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from .._activations.pooling import POOLINGS
+from .._activations.tap_set import place_taps
+from .._activations.taps import OUTPUT
+from .._images.files import ImageFiles
+from .._images.forms import ImageFormat, check_image_shape, check_images
+from .._networks.building import N_TRACED, trace_network
+from .._networks.image_network import ImageNetwork, PreparePixels
+from .._networks.inference import collect_outputs, iterate_outputs, read_images
+from .._platform.devices import check_precision, resolve_device
+from .._platform.layouts import lay_out_weights
+from .._platform.randomness import seeded_global_states
+from .._platform.sklearn import (
+    Interval,
+    StrOptions,
+    SuggestingEstimator,
+    check_feature_names_in,
+    fit_context,
+    undone_if_it_fails,
+)
+from .._pretrained.backbones import Backbone, file_options
+from .classifier import ConvNetClassifier
+
+
+class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
+    """Activations of a convolutional network's layers as features.
+
+    Parameters
+    ----------
+    estimator : ConvNetClassifier, FrozenEstimator, Backbone, torch.nn.Module or None, \
+            default=None
+        The network. A `ConvNetClassifier`, fitted or not, is cloned and trained at fit; None
+        means one with default parameters. Wrapped in
+        :class:`~sklearn.frozen.FrozenEstimator`, a fitted one is used as it is. A `Backbone`
+        is a pretrained network with its preprocessing; its weights are read at fit, nothing is
+        trained and no y is needed. A module is copied and used likewise.
+    layer : str, int or list of these, default="penultimate"
+        Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
+        into the layers in the order in which they run, a glob (``"conv*"``), or several of
+        these, from one pass. ``"penultimate"`` is what goes into the classifier: what feeds the
+        last linear layer if that layer's output is the network's, or lies before a softmax;
+        what timm calls pre-logits where a network of it has other heads; the maps that feed a
+        last convolution of one pixel if the means of its maps are the output. Where nothing
+        tells, the network's output is taken, with a warning. A layer that runs several times is
+        tapped at its last call. Layers that put out lists, tuples or dicts can't be tapped.
+    pool : {"auto", "avg", "max", "flatten", "cls"} or callable, default="auto"
+        How feature maps and tokens become vectors: the mean or maximum of each channel, all
+        values, or the class token. "auto": the mean. Means and maxima of tokens (N, T, C) are
+        over the patches, without class token and registers, if the network says how many of
+        these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
+        (N, H, W, C) where the network computes them so. A callable takes the activation as it
+        is, a tensor, and returns one of shape (N, n_features). Vectors are left alone.
+    image_shape, data_format, reader, device, precision, random_state, verbose : default=None
+        As for `ConvNetClassifier`; None: as the estimator has it.
+    on_bad_image : {"raise", "nan"}, default="raise"
+        What `transform` does with an image file that can't be read: raise an error, or fill its
+        row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case.
+    batch_size : int or None, default=None
+        Images in a batch of `transform`; None: 256 of at most 1,024 values, else 128.
+
+    Attributes
+    ----------
+    estimator_ : ConvNetClassifier
+        The trained (or frozen) classifier; not there where ``estimator`` is a module.
+    module_ : torch.nn.Module
+        The network: raw images to outputs.
+    backbone_ : Backbone
+        The backbone with its preprocessing filled in, where ``estimator`` is one.
+    bad_images_ : list of (int, item, str)
+        Of the last transform of image files: row, file and reason of each that could not be
+        read.
+    layers_ : list of str
+        Names of the tapped layers.
+    image_shape_ : tuple of int
+        ``(C, H, W)``.
+    n_features_in_ : int
+        ``C * H * W``, whichever form ``X`` had.
+    feature_names_in_ : ndarray of str
+        Names of the columns, if ``X`` had names that are all strings.
+
+    See Also
+    --------
+    ConvNetClassifier : The network as a classifier.
+
+    Notes
+    -----
+    The network always runs in evaluation mode. The features of images that it was trained on
+    look better than those of new images: score what stands behind them on other data.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.svm import SVC
+    >>> from sklconv import ConvFeatureExtractor, ConvNetClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> net = ConvNetClassifier(max_epochs=5, random_state=0)
+    >>> model = make_pipeline(ConvFeatureExtractor(net, layer="dense"), SVC())
+    >>> model.fit(X[:1000], y[:1000]).score(X[1000:], y[1000:]) > 0.9
+    True
+    >>> model[0].get_feature_names_out()[:2]
+    array(['dense_0', 'dense_1'], dtype=object)
+    """
+
+    __module__ = "sklconv"
+
+    _parameter_constraints: dict = {
+        "estimator": [ConvNetClassifier, FrozenEstimator, Backbone, torch.nn.Module, None],
+        "layer": [str, Integral, list],
+        "pool": [StrOptions(POOLINGS), callable],
+        "image_shape": "no_validation",
+        "data_format": [StrOptions({"auto", "channels_first", "channels_last"}), None],
+        "reader": [callable, None],
+        "on_bad_image": [StrOptions({"raise", "nan"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "device": [str, None],
+        "precision": [StrOptions({"float32", "bfloat16"}), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose", None],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        layer="penultimate",
+        pool="auto",
+        image_shape=None,
+        data_format=None,
+        reader=None,
+        on_bad_image="raise",
+        batch_size=None,
+        device=None,
+        precision=None,
+        random_state=None,
+        verbose=None,
+    ):
+        self.estimator = estimator
+        self.layer = layer
+        self.pool = pool
+        self.image_shape = image_shape
+        self.data_format = data_format
+        self.reader = reader
+        self.on_bad_image = on_bad_image
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X, y=None, sample_weight=None, *, X_val=None, y_val=None):
+        """Train the network, unless it is frozen, and find its layers.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `ConvNetClassifier.fit` takes.
+        y : array-like of shape (n_samples,) or None, default=None
+            Labels; not needed where nothing is trained.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            Weights of the images in the training loss.
+        X_val, y_val : default=None
+            Images and labels to validate on after each epoch.
+
+        Returns
+        -------
+        self
+        """
+        with undone_if_it_fails(self):
+            for name in ("estimator_", "backbone_", "bad_images_"):
+                self.__dict__.pop(name, None)
+            images = check_images(self, X, reset=True)
+            if isinstance(self.estimator, Backbone):
+                self._take_backbone(images)
+            elif isinstance(self.estimator, torch.nn.Module):
+                self._take_module(images)
+            elif isinstance(self.estimator, FrozenEstimator):
+                self._take_frozen(images)
+            else:
+                self._train_classifier(X, y, sample_weight, X_val, y_val)
+            self.image_shape_ = self._format.shape
+            self.n_features_in_ = self._format.n_features
+            self._place_taps()
+        return self
+
+    def transform(self, X):
+        """Return the features.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features) and dtype float32
+        """
+        images, name = read_images(self, X), type(self).__name__
+        features = collect_outputs(self.module_, images, self._features, name, self.batch_size)
+        self._note_bad_images(images, features, start=0)
+        return features
+
+    def transform_batches(self, X):
+        """Yield the features batch by batch, for what is larger than memory.
+
+        Parameters
+        ----------
+        X : array-like
+            Images, in any of the forms that `fit` takes.
+
+        Yields
+        ------
+        ndarray of shape (batch, n_features) and dtype float32
+        """
+        images, name, start = read_images(self, X), type(self).__name__, 0
+        for rows in iterate_outputs(self.module_, images, self._features, name, self.batch_size):
+            self._note_bad_images(images, rows, start)
+            start += len(rows)
+            yield rows
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the features.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Only checked against the names at fit.
+
+        Returns
+        -------
+        ndarray of str
+            ``dense_0``; of pooled maps ``conv2_0``, one a channel; of flattened ones
+            ``conv2_3_y0_x5``, of flattened tokens ``norm_3_t5``.
+        """
+        check_is_fitted(self)
+        check_feature_names_in(self, input_features, generate_names=False)
+        return np.array(self._taps.names(self.pool), dtype=object)
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_taps")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.target_tags.required = not isinstance(
+            self.estimator, (FrozenEstimator, Backbone, torch.nn.Module)
+        )
+        return tags
+
+    @property
+    def _n_features_out(self):
+        return self._taps.width
+
+    @property
+    def module_(self):
+        """The network: raw images to outputs."""
+        return self.estimator_.module_ if hasattr(self, "estimator_") else self._network
+
+    def __getstate__(self):
+        state = super().__getstate__()
+        network = state.get("_network")
+        if network is not None and network.device.type != "cpu":
+            # Else it could not be unpickled on a machine without a GPU.
+            state = {**state, "_network": copy.deepcopy(network).cpu()}
+        return state
+
+    def _note_bad_images(self, images, features, start):
+        """Record the files that could not be read; their rows become NaN."""
+        if not isinstance(images, ImageFiles):
+            return
+        self.bad_images_ = images.bad
+        rows = [row - start for row, _, _ in images.bad if 0 <= row - start < len(features)]
+        features[rows] = np.nan
+
+    def _train_classifier(self, X, y, sample_weight, X_val, y_val):
+        estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
+        overrides = {
+            name: getattr(self, name)
+            for name in (
+                "image_shape",
+                "data_format",
+                "reader",
+                "device",
+                "precision",
+                "random_state",
+                "verbose",
+            )
+            if getattr(self, name) is not None
+        }
+        self.estimator_ = estimator.set_params(**overrides)
+        self.estimator_.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
+        self._format = self._with_bad_images(self.estimator_._format)
+
+    def _take_frozen(self, X):
+        classifier = self.estimator.estimator
+        if not isinstance(classifier, ConvNetClassifier):
+            raise TypeError(
+                "estimator: what FrozenEstimator holds must be a ConvNetClassifier, not "
+                f"{type(classifier).__name__}"
+            )
+        check_is_fitted(classifier)
+        if check_image_shape(self.image_shape) not in (None, classifier.image_shape_):
+            raise ValueError(
+                f"image_shape={self.image_shape} is not that of the frozen estimator, "
+                f"{classifier.image_shape_}"
+            )
+        device = classifier.module_.device
+        if self.device not in (None, "auto") and torch.device(self.device).type != device.type:
+            raise ValueError(
+                f"device={self.device!r} is not where the frozen estimator is, {device.type!r}"
+            )
+        self._format = self._with_bad_images(classifier._format)
+        self._format.read(X, type(self).__name__)
+        self.estimator_ = classifier
+
+    def _with_bad_images(self, image_format):
+        files = image_format.files | {"on_bad_image": self.on_bad_image}
+        return replace(image_format, files=files)
+
+    def _take_backbone(self, X):
+        files = file_options(self.estimator, X) | self._file_options()
+        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
+        self.backbone_ = self.estimator.resolve()
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        with seeded_global_states(seed):  # for weights=None
+            body = self.backbone_.load(resolve_device(self.device or "auto"))
+        self._network = ImageNetwork(self.backbone_.preparation(body), body).eval()
+        if self._format.is_final:
+            self._network.prepare.leave_size()
+        self._network.prepare.to(self._network.device)
+
+    def _file_options(self):
+        return {"reader": self.reader, "on_bad_image": self.on_bad_image}
+
+    def _take_module(self, X):
+        files = self._file_options()
+        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
+        network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
+        network.to(resolve_device(self.device or "auto"))
+        self._network = lay_out_weights(network)
+
+    def _place_taps(self):
+        check_precision(self.precision, self.module_.device)
+        network = self.module_
+        trace = trace_network(network, self.image_shape_)
+        blank = self._blank_images(N_TRACED)
+        self._taps = place_taps(self.layer, self.pool, network, trace, blank)
+        self.layers_ = self._taps.layers
+        if not network.chooses_layout:
+            self._check_rows()
+        if OUTPUT in self._taps.taps and trace.calls:  # else there is no other layer to name
+            self._warn_of_output()
+
+    def _check_rows(self):
+        """Raise if only for the number of traced images there is a row an image."""
+        with torch.no_grad():
+            self._features(self._blank_images(N_TRACED + 1))
+
+    def _blank_images(self, n):
+        shape = (n, *self.image_shape_)
+        return torch.zeros(shape, dtype=torch.uint8, device=self.module_.device)
+
+    def _warn_of_output(self):
+        warnings.warn(
+            "layer='penultimate' takes the network's output, which may be scores of classes: "
+            f"nothing tells what goes into a classifier in {type(self.module_.body).__name__}. "
+            "Name a layer instead, such as layer=-1, the last",
+            UserWarning,
+            stacklevel=5,
+        )
+
+    def _features(self, x):  # (N, C, H, W) -> (N, n_features)
+        network = self.module_
+        precision = self.precision or network.precision
+        return self._taps.compute(network, x, precision, self.pool)

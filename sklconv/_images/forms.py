@@ -1,0 +1,418 @@
+"""X to images: forms, shapes, dtypes, and batches of tensors."""
+
+import math
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from os import PathLike
+
+import numpy as np
+import torch
+from sklearn.utils import assert_all_finite
+from sklearn.utils.validation import validate_data
+
+from .._platform.devices import leave_parents_threads
+from .files import ImageFiles, as_file_list, is_image_files
+
+CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+
+# Rows whose checks and sums are made at a time: X may be larger than memory.
+CHUNK_BYTES = 32 * 2**20
+# Rows summed, and batches gathered, at a time: they stay in the processor's cache.
+CACHE_BYTES = 2**20
+# Files that are decoded for channel statistics, at most.
+MAX_FILES_SUMMED = 1000
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How X is read: the images' shape, and the order of axes where the shape leaves it open."""
+
+    shape: tuple  # (C, H, W)
+    layout: str
+    n_features: int | None = None  # None: as many as the images have values
+    files: dict = field(default_factory=dict)  # further arguments of ImageFiles
+
+    @classmethod
+    def infer(cls, X, image_shape, data_format, files=None):
+        """Decide how ``X`` is read from its shape and the parameters.
+
+        ``files`` holds further arguments of `ImageFiles`; its ``shape`` and ``fitting`` are for
+        files where ``image_shape`` is None. Others are made arrays first, as `load_images` does.
+        """
+        files = dict(files or {})
+        ready = {key: files.pop(key) for key in ("shape", "fitting") if key in files}
+        if isinstance(X, list):
+            return cls._infer_from_files(check_image_shape(image_shape), files, **ready)
+        inferred = cls._infer_from_array(X, check_image_shape(image_shape), data_format)
+        return replace(inferred, n_features=math.prod(inferred.shape), files=files)
+
+    @classmethod
+    def _infer_from_files(cls, image_shape, files, shape=None, fitting=None):
+        if image_shape is not None:
+            return cls(image_shape, CHANNELS_FIRST, 1, files)
+        if shape is None:
+            raise ValueError(
+                "X holds image files, which are resized to one shape: say which, for example "
+                "image_shape=(3, 64, 64) for colour or (1, 64, 64) for grey"
+            )
+        return cls(shape, CHANNELS_FIRST, 1, files | {"fitting": fitting})
+
+    @property
+    def is_final(self):
+        """Whether images of this shape are resized and cropped as the backbone takes them."""
+        return "fitting" in self.files
+
+    @classmethod
+    def _infer_from_array(cls, X, image_shape, data_format):
+        if X.ndim == 4:
+            return _infer_from_4d(X.shape, image_shape, data_format)
+        layout = CHANNELS_FIRST if data_format == "auto" else data_format
+        if X.ndim == 3:
+            shape = (1, *X.shape[1:])
+            if image_shape not in (None, shape):
+                raise ValueError(
+                    f"image_shape={image_shape} disagrees with X of shape {X.shape}, which is "
+                    f"read as grey images of shape {shape}"
+                )
+            return cls(shape, layout)
+        shape = _infer_from_flat(X.shape[1]) if image_shape is None else image_shape
+        if math.prod(shape) != X.shape[1]:
+            raise ValueError(
+                f"image_shape={shape} has {math.prod(shape)} values, but X of shape {X.shape} "
+                f"has {X.shape[1]} a row"
+            )
+        return cls(shape, layout)
+
+    def read(self, X, estimator_name):
+        """Return a view of ``X``, an array of any form or a list of files, as (n, C, H, W)."""
+        c, h, w = self.shape
+        if isinstance(X, list):
+            return ImageFiles(X, self.shape, **self.files)
+        if X.ndim == 4:
+            fits = {
+                layout
+                for layout, read in (
+                    (CHANNELS_FIRST, X.shape[1:]),
+                    (CHANNELS_LAST, (X.shape[3], *X.shape[1:3])),
+                )
+                if read == self.shape
+            }
+            if fits:
+                layout = self.layout if self.layout in fits else fits.pop()
+                return X if layout == CHANNELS_FIRST else X.transpose(0, 3, 1, 2)
+        elif X.ndim == 3 and self.shape == (1, *X.shape[1:]):
+            return X[:, None]
+        elif X.ndim == 2 and X.shape[1] == c * h * w:
+            if self.layout == CHANNELS_LAST:
+                return X.reshape(len(X), h, w, c).transpose(0, 3, 1, 2)
+            return X.reshape(len(X), c, h, w)
+        raise ValueError(self._mismatch(X, estimator_name))
+
+    def _mismatch(self, X, name):
+        c, h, w = self.shape
+        if X.ndim == 2 and X.shape != (h, w):
+            # scikit-learn's own words for a table.
+            return (
+                f"X has {X.shape[1]} features, but {name} is expecting {c * h * w} features as "
+                f"input: images of shape {self.shape}"
+            )
+        message = (
+            f"X of shape {X.shape} does not hold images of shape {self.shape}, which {name} was "
+            "fitted on"
+        )
+        if X.shape in (self.shape, (h, w, c), (h, w)):
+            message += "; it looks like a single image: pass X[None]"
+        return message
+
+
+def check_image_shape(image_shape):
+    """Return ``image_shape`` as ``(C, H, W)``, or None."""
+    if image_shape is None:
+        return None
+    shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else ()
+    if len(shape) not in (2, 3) or not all(isinstance(n, Integral) and int(n) > 0 for n in shape):
+        raise ValueError(
+            f"image_shape={image_shape!r} is neither (height, width) nor "
+            "(channels, height, width), each an integer from 1 up"
+        )
+    return tuple(int(n) for n in (shape if len(shape) == 3 else (1, *shape)))
+
+
+def _infer_from_4d(x_shape, image_shape, data_format):
+    first, last = x_shape[1:], (x_shape[3], *x_shape[1:3])
+    if image_shape is not None:
+        if image_shape not in (first, last):
+            raise ValueError(
+                f"image_shape={image_shape} disagrees with X of shape {x_shape}, which is read "
+                f"as images of shape {first} (channels first) or {last} (channels last)"
+            )
+        if first != last:
+            layout = CHANNELS_FIRST if image_shape == first else CHANNELS_LAST
+            return ImageFormat(image_shape, layout)
+    if data_format == "auto":
+        if first == last == (1, 1, 1):
+            return ImageFormat(first, CHANNELS_FIRST)
+        if (first[0] <= 4) == (last[0] <= 4):
+            which = "both axis 1 and axis 3 have" if first[0] <= 4 else "neither axis 1 nor 3 has"
+            raise ValueError(
+                f"X of shape {x_shape} could be images of shape {first} (channels first) or "
+                f"{last} (channels last): {which} 1 to 4 channels. Say "
+                f'data_format="{CHANNELS_FIRST}" or "{CHANNELS_LAST}", or give image_shape'
+            )
+        data_format = CHANNELS_FIRST if first[0] <= 4 else CHANNELS_LAST
+    return ImageFormat(first if data_format == CHANNELS_FIRST else last, data_format)
+
+
+def _infer_from_flat(n_features):
+    side = math.isqrt(n_features)
+    if side >= 4 and side * side == n_features:
+        return (1, side, side)
+    if n_features < 64:
+        return (1, 1, n_features)
+    for channels in (3, 4, 2):
+        side = math.isqrt(n_features // channels)
+        if channels * side * side == n_features:
+            proposal: tuple = (channels, side, side)
+            break
+    else:
+        height = next(h for h in range(math.isqrt(n_features), 0, -1) if n_features % h == 0)
+        proposal = (height, n_features // height)
+    raise ValueError(
+        f"X has {n_features} features, which is no square of grey pixels; say what shape its "
+        f"images have, for example image_shape={proposal}"
+    )
+
+
+def check_images(estimator, X, *, reset):
+    """Check ``X`` as scikit-learn does, but for its values, and return it as an array.
+
+    Feature names are recorded (``reset``) or compared. Neither copies an array. Image files
+    come back as a list.
+    """
+    leave_parents_threads()
+    if isinstance(X, (str, bytes, PathLike)):
+        raise TypeError("X is a single image file: give a list of them, also of one: [X]")
+    if is_image_files(X):
+        return as_file_list(X)
+    if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):
+        raise ValueError("X is empty: no photos or other images are in it")
+    if isinstance(X, torch.Tensor):
+        X = _as_array(X)
+    elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):
+        X = [_as_array(x) if isinstance(x, torch.Tensor) else x for x in X]
+    try:
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            dtype=None,
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_all_finite=False,
+        )
+    except ValueError:
+        if isinstance(X, (list, tuple)):
+            _check_equal_shapes(X)
+        raise
+    if X.ndim < 2:
+        raise ValueError(
+            f"Expected 2D array, got {X.ndim}D array instead: X of shape {X.shape} holds no "
+            "images. Reshape your data: one image a row, or X[None] for a single image"
+        )
+    if X.ndim > 4:
+        raise ValueError(
+            f"Found array with dim {X.ndim}, while dim <= 4 is required: X of shape {X.shape} "
+            "is none of (n, C, H, W), (n, H, W, C), (n, H, W) and (n, n_features)"
+        )
+    if 0 in X.shape:
+        raise ValueError(
+            f"Found array with {X.shape[0]} sample(s) and 0 feature(s) (shape={X.shape}) while "
+            "a minimum of 1 is required."
+        )
+    return _as_numeric(X)
+
+
+def _as_array(tensor):
+    tensor = tensor.detach().cpu()
+    # numpy knows no bfloat16.
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _check_equal_shapes(images):
+    """Raise if two of ``images``, the entries of a list, are not of one shape."""
+    first = np.shape(images[0])
+    for position, image in enumerate(images):
+        if np.shape(image) != first:
+            raise ValueError(
+                f"X holds images of unequal shapes: X[0] has {first}, X[{position}] has "
+                f"{np.shape(image)}. Resize them to one, or give files or PIL images, which are "
+                "resized to image_shape"
+            )
+
+
+def is_plain_array(X):
+    """Whether `check_images` has nothing to find in ``X`` but its values."""
+    return (
+        type(X) is np.ndarray
+        and X.dtype in (np.uint8, np.float32)
+        and 2 <= X.ndim <= 4
+        and X.size > 0
+    )
+
+
+def _as_numeric(X):
+    if X.dtype.kind in "biuf":
+        return X
+    strings = X.dtype.kind in "US" or (
+        X.dtype.kind == "O" and any(isinstance(value, (str, bytes)) for value in X.flat)
+    )
+    if strings or X.dtype.kind != "O":
+        raise ValueError(
+            f"X must hold numbers, not {'strings' if strings else X.dtype}: dtype='numeric' is "
+            "not compatible with arrays of bytes/strings. Convert your data to numeric values "
+            "explicitly instead."
+        )
+    return X.astype(np.float64)
+
+
+def take_batch(images, index, device=None, estimator_name=None):
+    """Return the images that ``index``, a slice or an array, names, as a tensor.
+
+    uint8 stays uint8, every other dtype becomes float32. With ``estimator_name`` their values
+    are checked to be finite.
+    """
+    if isinstance(images, torch.Tensor):
+        rows = index if isinstance(index, slice) else torch.from_numpy(index).to(images.device)
+        return images[rows]
+    return as_tensor(images[index], device, estimator_name)
+
+
+def on_device(images, device):
+    """Return ``images`` as a tensor on a GPU if they fit there beside what else it holds."""
+    if torch.device(device).type != "cuda" or not isinstance(images, np.ndarray):
+        return images
+    n_bytes = images.size * (1 if images.dtype == np.uint8 else 4)
+    if n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return images
+    return torch.cat([take_batch(images, chunk, device) for chunk in _chunks(images)])
+
+
+def as_tensor(batch, device=None, estimator_name=None):
+    """Return an array of images as a tensor; see `take_batch`."""
+    if batch.dtype not in (np.uint8, np.float32):
+        with np.errstate(over="ignore"):  # what is too large for float32 is an error below
+            batch = batch.astype(np.float32)
+    elif not (batch.flags.writeable and batch.flags.aligned):
+        batch = batch.copy()  # torch would write to it, and read it as if it were aligned
+    try:
+        tensor = torch.from_numpy(batch)
+    except ValueError:  # reversed axes, or a field of packed records: distances of any length
+        tensor = torch.from_numpy(batch.copy())
+    checked = estimator_name is not None and batch.dtype == np.float32
+    # The sum of all is finite where each is; else each is looked at, for the error.
+    if checked and not math.isfinite(tensor.sum()):
+        assert_all_finite(batch, estimator_name=estimator_name, input_name="X")
+    return tensor if device is None else tensor.to(device, non_blocking=True)
+
+
+def iterate_batches(images, cuts, device=None, estimator_name=None, order=None):
+    """Yield what `take_batch` returns for each of ``cuts``, slices one behind another.
+
+    ``order`` holds the rows that are cut up; without it they are the images as they stand.
+    Arrays are gathered several small batches at a time, and files decoded ahead.
+    """
+    if isinstance(images, ImageFiles):
+        indices = cuts if order is None else (order[cut] for cut in cuts)
+        with closing(images.batches(indices)) as batches:
+            for batch in batches:
+                yield as_tensor(batch, device, estimator_name)
+        return
+    batch_bytes = (
+        math.prod(images.shape[1:]) * images.dtype.itemsize * (cuts[0].stop - cuts[0].start)
+    )
+    for several in slices(len(cuts), max(1, CACHE_BYTES // batch_bytes)):
+        index = slice(cuts[several][0].start, cuts[several][-1].stop)
+        gathered = take_batch(
+            images, index if order is None else order[index], device, estimator_name
+        )
+        yield from gathered.split([cut.stop - cut.start for cut in cuts[several]])
+
+
+class Rows:
+    """Some rows of an array of images, gathered when they are indexed."""
+
+    def __init__(self, images, rows):
+        self.images, self.rows = images, rows
+        self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.images[self.rows[index]]
+
+
+def take_rows(images, rows):
+    """Return the images that ``rows`` names, without a copy of them."""
+    return images.take(rows) if isinstance(images, ImageFiles) else Rows(images, rows)
+
+
+def slices(n, size):
+    """Cut ``range(n)`` into slices of ``size``."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def check_finite(images, estimator_name):
+    """Raise scikit-learn's own error if ``images`` holds NaN or infinity, chunk by chunk."""
+    # Files are checked as they are decoded.
+    if isinstance(images, ImageFiles) or images.dtype.kind != "f":
+        return
+    for chunk in _chunks(images):
+        take_batch(images, chunk, estimator_name=estimator_name)
+
+
+def channel_statistics(images):
+    """Return each channel's mean and standard deviation, and the largest absolute value.
+
+    Two lists and a number. The standard deviation of a constant channel is 1.
+    """
+    if isinstance(images, ImageFiles) and len(images) > MAX_FILES_SUMMED:
+        spread = np.linspace(0, len(images) - 1, MAX_FILES_SUMMED).astype(int)
+        images = images.take(spread)
+    channels = images.shape[1]
+    n_values = math.prod(images.shape) // channels
+    # The first pixel as origin keeps the squares small whatever the offset.
+    origin = images[:1][0, :, 0, 0].astype(np.float64)
+    exact = images.dtype == np.uint8
+    total, squares, largest = np.zeros(channels), np.zeros(channels), 0.0
+    for cut in slices(len(images), max(1, CACHE_BYTES // (math.prod(images.shape[1:]) * 8))):
+        # In float64 and in C order, so that the sums do not depend on X's memory layout.
+        rows = images[cut]
+        dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
+        in_order = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
+        flat = torch.from_numpy(in_order)
+        largest = max(largest, *(abs(float(value)) for value in flat.aminmax()))
+        block = flat.to(torch.float64).view(rows.shape)
+        for channel in range(channels):
+            values = block[:, channel].reshape(-1)
+            values = values if exact else values - origin[channel]
+            total[channel] += float(values.sum())
+            squares[channel] += float(torch.dot(values, values))
+    if exact:  # Sums of bytes are: they are moved to the origin afterwards.
+        squares += n_values * origin**2 - 2 * origin * total
+        total -= n_values * origin
+    mean = total / n_values
+    std = np.sqrt(np.maximum(squares / n_values - mean**2, 0))
+    std[std <= 1e-7 * np.maximum(np.abs(mean), np.finfo(np.float32).tiny)] = 1
+    for small in np.flatnonzero(std < 1 / float(np.finfo(np.float32).max)):
+        raise ValueError(
+            f"channel {small} of X has a standard deviation of {std[small]:.3g}, by which "
+            "float32 can't divide: multiply X by a constant so that it is near 1"
+        )
+    return (mean + origin).tolist(), std.tolist(), largest
+
+
+def _chunks(images):
+    row_bytes = images[:1].size * 8
+    return slices(len(images), max(1, CHUNK_BYTES // row_bytes))

@@ -1,0 +1,1 @@
+"""Networks as estimators use them: built, run over batches, shown as tables."""

@@ -1,0 +1,150 @@
+"""A network with the preparation of its pixels in front."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from .._platform.devices import autocast
+from .._platform.layouts import OUTPUT, RightLayouts, as_channels_last
+from .._platform.passes import state_without_hooks
+
+
+class PreparePixels(nn.Module):
+    """Pixels as they come, uint8 or float, to the float32 that a network wants.
+
+    With ``mean`` and ``std`` (one value a channel) pixels are standardised; without, uint8
+    is divided by 255 and other numbers are left unchanged. ``largest`` is the largest absolute
+    value that they had at fit, where that is known.
+    """
+
+    def __init__(self, mean=None, std=None, largest=None):
+        super().__init__()
+        self.largest = largest
+        self.standardize = mean is not None
+        if self.standardize:
+            self.register_buffer("scale", _per_channel([1 / s for s in std]))
+            self.register_buffer(
+                "shift", _per_channel([-m / s for m, s in zip(mean, std, strict=True)])
+            )
+
+    def unpack_bytes(self, x):
+        """Return uint8 pixels as floats that mean the same to `forward`."""
+        return x.float() if self.standardize else x.float().div_(255)
+
+    def forward(self, x):  # (N, C, H, W), any real dtype -> float32
+        # A copy: neither this nor what comes behind may write into X. Its strides are those of one
+        # of two layouts: X's own, of axes of length one, would choose between kernels.
+        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        pixels = x.to(torch.float32, copy=True, memory_format=layout)
+        if self.standardize:
+            pixels.mul_(self.scale).add_(self.shift)
+        elif x.dtype == torch.uint8:
+            pixels.div_(255)
+        return pixels
+
+
+class ImageNetwork(nn.Module):
+    """A network with the preparation of its pixels in front: raw images to outputs."""
+
+    def __init__(self, prepare, body, head=None):
+        super().__init__()
+        self.prepare = prepare
+        self.body = body
+        self.head = head  # names of the layers that are new in a pretrained body
+        self.precision = "float32"
+        self.risks = set()  # of its convolutions in channels-last layout
+        self._frozen = []
+        # What whoever made the body froze stays so.
+        self._fixed = {name for name, p in body.named_parameters() if not p.requires_grad}
+        # Walking through the modules and parameters of a small network takes as long as a
+        # layer of it: they are noted once.
+        self._parts = list(body.modules())
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+
+    def __getstate__(self):
+        return state_without_hooks(self)
+
+    @property
+    def device(self):
+        """Where the network's weights lie."""
+        return self._anchor.device
+
+    def freeze(self, layers):
+        """Have ``layers``, modules of the body, stay as they are while training."""
+        if layers or self._frozen:
+            for name, parameter in self.body.named_parameters():
+                parameter.requires_grad_(name not in self._fixed)
+        self._frozen = layers
+        self._set_parts(lambda part, learns: part.requires_grad_(learns))
+
+    def _set_parts(self, set_part):
+        """Call ``set_part`` for what is frozen, with False, and for the head, with True.
+
+        The head learns also where what is frozen stands around it, but not what is frozen in it.
+        """
+        heads = [head for head in self.head_layers() if head not in self._frozen]
+        within = {part for head in heads for part in head.modules()}
+        for layer in self._frozen:
+            set_part(layer, False)
+        for head in heads:
+            set_part(head, True)
+        for layer in within.intersection(self._frozen):
+            set_part(layer, False)
+
+    def head_layers(self):
+        """Return the modules that are new in a pretrained body."""
+        return [self.body.get_submodule(name) for name in self.head or ()]
+
+    def settings(self):
+        """Return what `restore` needs: all that is set here but weights."""
+        learnable = [parameter.requires_grad for parameter in self.parameters()]
+        return self.precision, self._frozen, learnable
+
+    def restore(self, settings):
+        """Go back to earlier `settings`."""
+        self.precision, self._frozen, learnable = settings
+        for parameter, learns in zip(self.parameters(), learnable, strict=True):
+            parameter.requires_grad_(learns)
+
+    def train(self, mode=True):
+        """Set training mode; what is frozen stays in eval mode, its statistics fixed."""
+        super().train(mode)
+        if mode:
+            self._set_parts(lambda part, learns: part.train(learns))
+        return self
+
+    def has_training_parts(self):
+        """Whether any part is in training mode."""
+        return any([part.training for part in self._parts])  # noqa: C419  (a list is faster)
+
+    def forward(self, x):  # (N, C, H, W) -> the body's output, float32
+        x = self.prepared(x)
+        if self.precision == "float32" and not self.risks:
+            return self.body(x)
+        with autocast(x.device, self.precision), self.right_layouts():
+            return self.body(x).float()
+
+    def right_layouts(self):
+        """Return a context in which convolutions of the body are computed rightly."""
+        if self.chooses_layout or self.device.type != "cpu":
+            return nullcontext()
+        trains = torch.is_grad_enabled()
+        if OUTPUT in self.risks or (trains and (self.risks or self.precision != "float32")):
+            return RightLayouts()
+        return nullcontext()
+
+    @property
+    def chooses_layout(self):
+        """Whether the body takes images in any layout and decides itself."""
+        return getattr(self.body, "chooses_layout", False)
+
+    def prepared(self, x):
+        """Return ``x`` as the body wants it."""
+        x = self.prepare(x)
+        return x if self.chooses_layout else as_channels_last(x)
+
+
+def _per_channel(values):
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

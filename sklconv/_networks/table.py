@@ -1,0 +1,167 @@
+"""What a network looks like and how it trains, as tables."""
+
+import torch
+
+from .. import layers
+from .._activations.taps import PRE_LOGITS, layer_names
+from .._platform.words import by
+
+# A torch class: what the layer that makes it is called.
+LAYER_NAMES = {
+    torch_class: name
+    for name in layers.__all__
+    for torch_class in getattr(layers, name).torch_classes
+}
+
+# A longer table is printed by stages.
+MAX_ROWS = 40
+
+# The row of parameters that the network has outside of all its layers.
+NETWORK = "(network)"
+
+
+def layer_rows(network, calls, output, *, penultimate=None, learnable=True, containers=False):
+    """Return one dict a layer: name, type, output shape, number of parameters, penultimate.
+
+    Layers are all modules with parameters of their own and all without modules inside. Only its
+    own parameters are counted for a layer, and shared ones once: the numbers add up.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+    calls, output
+        As `trace_layers` returns them.
+    penultimate : Tap or None, default=None
+        As `penultimate_tap` returns it: "output" marks the layer that it takes the output of,
+        "input" the one that it takes the input of.
+    learnable : bool, default=True
+        Whether frozen parameters are left out.
+    containers : bool, default=False
+        Whether the other modules are listed as well, without a number.
+
+    Returns
+    -------
+    list of dict
+        In the order in which the modules end, then those whose output is unknown (they did not
+        run, or put out something else than a tensor) with None as output shape.
+    """
+    modules = dict(network.named_modules()) | {call.name: call.module for call in calls}
+    shapes = {call.name: tuple(call.output.shape[1:]) for call in calls}
+    seen = dict.fromkeys(layer_names(calls))
+    if isinstance(output, torch.Tensor):
+        shapes[""] = tuple(output.shape[1:])
+    rows: list[dict] = []
+    counted: set = set()
+    tapped = penultimate.module if penultimate else None
+    for name in [*seen, *(name for name in modules if name and name not in seen), ""]:
+        own = set(modules[name].parameters(recurse=False))
+        is_layer = bool(own) or (name in seen and not any(modules[name].children()))
+        if not is_layer and not (containers and name in seen):
+            continue
+        new = {p for p in own - counted if p.requires_grad or not learnable}
+        counted |= new
+        rows.append(
+            {
+                "name": name or NETWORK,
+                "type": _type_name(modules[name]),
+                "output_shape": shapes.get(name),
+                "n_parameters": sum(p.numel() for p in new) if is_layer else None,
+                "penultimate": _side(penultimate) if name and name == tapped else "",
+            }
+        )
+    return rows
+
+
+def _side(tap):
+    return "input" if tap.of_input else "output"
+
+
+def stage_rows(rows, network, calls):
+    """Return ``rows`` of `layer_rows`, joined to stages if there are more than `MAX_ROWS`.
+
+    A stage is a module with all that is inside: of the levels of names ("layer1", "layer1.0")
+    the deepest one that gives few enough. Where none does, the rows are returned as they are.
+    """
+    if len(rows) <= MAX_ROWS:
+        return rows
+    for level in range(max(row["name"].count(".") for row in rows), 0, -1):
+        stages: dict[str, list] = {}
+        for row in rows:
+            stages.setdefault(".".join(row["name"].split(".")[:level]), []).append(row)
+        if len(stages) <= MAX_ROWS:
+            return [_joined(name, inside, network, calls) for name, inside in stages.items()]
+    return rows
+
+
+def _joined(name, rows, network, calls):
+    if [row["name"] for row in rows] == [name]:
+        return rows[0]
+    # A list of modules does not run itself: what it puts out is what ends last in it.
+    inside = [call for call in calls if f"{call.name}.".startswith(f"{name}.")]
+    return {
+        "name": name,
+        "type": _type_name(network.get_submodule(name)),
+        "output_shape": tuple(inside[-1].output.shape[1:]) if inside else None,
+        "n_parameters": sum(row["n_parameters"] for row in rows),
+    }
+
+
+def as_table(rows):
+    """Return ``rows`` as a DataFrame if pandas is there, else as they are."""
+    try:
+        import pandas as pd
+    except ImportError:
+        return rows
+    return pd.DataFrame(rows)
+
+
+def format_layers(rows, image_shape, counted, penultimate=None):
+    """Return the layer table as text.
+
+    ``counted`` says what the numbers are numbers of; ``penultimate`` is that of `layer_rows`.
+    """
+    cells = [("input", "", _sizes(image_shape), "")]
+    cells += [
+        (row["name"], row["type"], _sizes(row["output_shape"]), _number(row["n_parameters"]))
+        for row in rows
+    ]
+    header = ("name", "type", "output", "parameters")
+    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(4)]
+    lines = [
+        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  "
+        f"{row[3]:>{widths[3]}}"
+        for row in [header, *cells]
+    ]
+    rule = "-" * len(lines[0])
+    total = sum(row["n_parameters"] or 0 for row in rows)
+    ends = [f"{total:,} {counted}"]
+    if penultimate == PRE_LOGITS:
+        ends.append("penultimate: what the network's forward_head calls pre-logits")
+    elif penultimate and penultimate.module:
+        ends.append(f"penultimate: the {_side(penultimate)} of {penultimate.module}")
+    return "\n".join([lines[0], rule, *lines[1:], rule, *ends])
+
+
+EPOCH_HEADER = "epoch  train loss  valid loss  valid acc      time"
+
+
+def format_epoch(row):
+    """Return one line of the training's progress."""
+    valid_loss = "" if row["valid_loss"] is None else f"{row['valid_loss']:.4f}"
+    accuracy = "" if row["valid_accuracy"] is None else f"{row['valid_accuracy']:.4f}"
+    return (
+        f"{row['epoch']:>5}  {row['train_loss']:>10.4f}  {valid_loss:>10}  {accuracy:>9}  "
+        f"{row['duration']:>6.2f} s"
+    )
+
+
+def _type_name(module):
+    return LAYER_NAMES.get(type(module), type(module).__name__)
+
+
+def _sizes(shape):
+    return "–" if shape is None else by(shape)
+
+
+def _number(n):
+    return "" if n is None else f"{n:,}"

@@ -1,0 +1,1 @@
+"""What this package has from scikit-learn, torch and the machine, their gaps mended."""

@@ -1,0 +1,1 @@
+"""Pretrained networks: their libraries, weights, preprocessing and heads."""

@@ -1,0 +1,448 @@
+"""Backbone: a pretrained network with the preprocessing that its weights want."""
+
+import copy
+import functools
+import os
+import weakref
+from contextlib import suppress
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from torch import nn
+
+from .._images.cropping import Fitting, border_fill
+from .._images.resampling import as_bytes, in_unit_range, part_needed, resample
+from .._platform.digests import Undigestible, network_digest
+from .._platform.layouts import as_channels_last, lay_out_weights
+from .._platform.passes import pass_hooks
+from .._platform.randomness import seeded_global_states
+from .._platform.sklearn import (
+    Interval,
+    StrOptions,
+    SuggestingEstimator,
+    validate_parameter_constraints,
+)
+from .libraries import create_network, known_preprocessing, size_to_build
+from .weights import load_weights
+
+# For a first look at a network of which no size is known.
+USUAL_SIZE = (224, 224)
+
+PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct", "crop_mode")
+CROPPING = ("interpolation", "crop_pct", "crop_mode")
+
+
+class Backbone(SuggestingEstimator):
+    """A pretrained network, with the preprocessing that its weights want.
+
+    As the ``estimator`` of a `ConvFeatureExtractor` it is frozen; as the ``module`` of a
+    `ConvNetClassifier` it gets a new head for the classes and is fine-tuned. Nothing is
+    loaded before fit, and then once a process, however often an estimator is cloned. The two
+    networks used last stay in memory.
+
+    Parameters
+    ----------
+    network : str, torch.nn.Module or callable
+        ``"timm/resnet18"``, ``"torchvision/resnet18"``,
+        ``"efficientnet_lite/efficientnet-lite0"``, a module, or a function without arguments
+        that returns one. A module is copied, never changed; parameters that do not require
+        gradients in it stay frozen in fine-tuning.
+    weights : str, path-like or None, default="pretrained"
+        "pretrained": those that the library downloads (tens to hundreds of MB, once) or, for
+        EfficientNet-Lite, that are installed as a package, or that the module has. A path: a
+        ``.safetensors`` file or a ``.pth`` file with nothing but tensors in it. None: random.
+    mean, std : sequence of float or None, default=None
+        Of each channel, of pixels in [0, 1]. None: as the weights' library says, or none.
+    image_size : int, (int, int) or None, default=None
+        Height and width that images get, in pixels; networks of timm and torchvision that take
+        images of one size only, such as transformers, are built for it. **Images that have them
+        already are cropped as well**, as the weights' own transform does: with
+        ``crop_pct=0.875``, 224 × 224 pixels are resized to 256 × 256, and the middle is taken.
+        None: as the weights' library says (the size for testing, where it has one); else images
+        stay as they are, uncropped.
+    interpolation : {"bilinear", "bicubic"} or None, default=None
+        How, antialiased. None: as the weights' library says, or "bilinear".
+    crop_pct : float in (0, 2) or None, default=None
+        Images are resized to ``image_size / crop_pct``, and the middle of that is taken. **Below
+        1 all four margins are cut off**; with 1 they are kept, which digits need that fill the
+        image; above 1 there is black around. None: as the weights' library says, or 1.
+    crop_mode : {"center", "squash", "border"} or None, default=None
+        What is resized to that size: "center", the shorter side, and what the longer one has too
+        much is cut off; "squash", both sides, whatever their proportions; "border", the longer
+        side, and a border of the colour ``mean`` is put around. None: as the weights' library
+        says, else "center" if there is a ``crop_pct`` and "squash" if not.
+    value_range : (float, float) or None, default=None
+        What pixels that are not uint8 span. None: [0, 1] where there are ``mean`` and ``std``,
+        and then values outside are an error; else they go in unchanged. uint8 spans [0, 255].
+
+    See Also
+    --------
+    ConvFeatureExtractor : Features from a backbone.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_sample_images
+    >>> from torch import nn
+    >>> from sklconv import Backbone, ConvFeatureExtractor
+    >>> images = load_sample_images().images  # two photographs of 427×640 pixels
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> backbone = Backbone(net, mean=[0.5] * 3, std=[0.25] * 3, image_size=64)
+    >>> ConvFeatureExtractor(backbone, layer="1").fit_transform(images).shape
+    (2, 8)
+    """
+
+    __module__ = "sklconv"
+
+    _parameter_constraints: dict = {
+        "network": [str, nn.Module, callable],
+        "weights": [str, os.PathLike, None],
+        "mean": ["array-like", None],
+        "std": ["array-like", None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "interpolation": [StrOptions({"bilinear", "bicubic"}), None],
+        "crop_pct": [Interval(Real, 0, 2, closed="neither"), None],
+        "crop_mode": [StrOptions({"center", "squash", "border"}), None],
+        "value_range": [tuple, list, None],
+    }
+
+    def __init__(
+        self,
+        network,
+        *,
+        weights="pretrained",
+        mean=None,
+        std=None,
+        image_size=None,
+        interpolation=None,
+        crop_pct=None,
+        crop_mode=None,
+        value_range=None,
+    ):
+        self.network = network
+        self.weights = weights
+        self.mean = mean
+        self.std = std
+        self.image_size = image_size
+        self.interpolation = interpolation
+        self.crop_pct = crop_pct
+        self.crop_mode = crop_mode
+        self.value_range = value_range
+
+    def __sklearn_clone__(self):
+        # Clones share a module, which is never changed: its weights are there once.
+        return Backbone(**self.get_params(deep=False))
+
+    def resolve(self):
+        """Return a `Backbone` whose preprocessing is filled in from the weights' library."""
+        validate_parameter_constraints(
+            self._parameter_constraints, self.get_params(deep=False), "Backbone"
+        )
+        known = known_preprocessing(self.network) if isinstance(self.network, str) else {}
+        given = {name: getattr(self, name) for name in PREPROCESSING}
+        filled = {
+            name: known.get(name) if value is None else value for name, value in given.items()
+        }
+        filled["interpolation"] = filled["interpolation"] or "bilinear"
+        filled["crop_mode"] = filled["crop_mode"] or ("center" if filled["crop_pct"] else "squash")
+        filled["crop_pct"] = filled["crop_pct"] or 1.0
+        resolved = Backbone(**{**self.get_params(deep=False), **filled})
+        resolved._check()
+        return resolved
+
+    def _check(self):
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("Backbone: mean and std go together: one of them is missing")
+        if self.mean is not None:
+            mean, std = np.asarray(self.mean, float), np.asarray(self.std, float)
+            if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+                raise ValueError(
+                    f"Backbone: mean={self.mean!r} and std={self.std!r} must be finite, and std "
+                    "above 0"
+                )
+        values = self.value_range
+        if values is not None and not (len(values) == 2 and values[0] < values[1]):
+            raise ValueError(f"Backbone: value_range={values} is not (low, high)")
+        size = self.image_size
+        if isinstance(size, (tuple, list)) and not (
+            len(size) == 2 and all(isinstance(n, Integral) and int(n) > 0 for n in size)
+        ):
+            raise ValueError(f"Backbone: image_size={size} is neither an int nor (height, width)")
+
+    @property
+    def size(self):
+        """``image_size`` as (height, width), or None."""
+        if self.image_size is None or isinstance(self.image_size, (tuple, list)):
+            return self.image_size and tuple(self.image_size)
+        return (self.image_size, self.image_size)
+
+    @property
+    def network_name(self):
+        """``network`` for errors: its name, or that of its class."""
+        if isinstance(self.network, nn.Module):
+            return type(self.network).__name__
+        return repr(self.network)
+
+    @property
+    def fitting(self):
+        """How a resolved backbone brings images to its size."""
+        padded_with_mean = self.crop_mode == "border" and self.mean is not None
+        return Fitting(
+            self.crop_pct,
+            self.crop_mode,
+            self.interpolation,
+            border_fill(self.mean) if padded_with_mean else (0.0,),
+            tuple(self.value_range or (0, 1)),
+        )
+
+    def load(self, device="cpu"):
+        """Return the network with its weights, in eval mode: one for all, not to be changed."""
+        if isinstance(self.network, nn.Module):
+            return _shared_copy(self.network, self.weights, device)
+        size = None
+        if isinstance(self.network, str):
+            size = size_to_build(self.network, self.size, self.weights == "pretrained")
+        if self.weights is None:
+            # Random weights are drawn anew.
+            return _prepared(_create(self.network, None, size), None, device)
+        weights, stamp = self.weights, None
+        if weights != "pretrained":
+            weights = os.fspath(weights)
+            stamp = _stamp(weights)
+        return _load_once(self.network, weights, stamp, device, size)
+
+    def preparation(self, network):
+        """Return the module that prepares pixels for ``network``; call it on a resolved one."""
+        # The libraries' networks take colour.
+        channels = 3 if isinstance(self.network, str) else input_channels(network, self.size)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and channels is not None and len(values) not in (1, channels):
+                raise ValueError(
+                    f"Backbone: {name} has {len(values)} values, but the network takes "
+                    f"{channels} channels"
+                )
+        return PrepareForWeights(
+            channels,
+            self.size,
+            self.mean,
+            self.std,
+            self.fitting if self.size else None,
+            self.value_range,
+        )
+
+
+def file_options(module, X):
+    """Return the shape and fitting that ``module``, if a `Backbone`, wants of files ``X``."""
+    if not (isinstance(module, Backbone) and isinstance(X, list)):
+        return {}
+    backbone = module.resolve()
+    if backbone.size is None:
+        return {}
+    return {"shape": (_n_channels(backbone), *backbone.size), "fitting": backbone.fitting}
+
+
+def input_channels(network, size):
+    """Return how many channels the images have that ``network`` takes, or None if any number.
+
+    The first convolution that runs tells: it stands behind what networks do to pixels before.
+    """
+    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+    if not convolutions:
+        return None
+    first = convolutions[0].in_channels
+    for channels in (first, 3):
+        images = torch.zeros(2, channels, *(size or USUAL_SIZE))
+        with suppress(Exception):  # of whatever kind: users' code, run with what it may not take
+            wanted, came = _first_convolution(network, convolutions, images)
+            if channels * wanted % came == 0:
+                return channels * wanted // came
+    return first
+
+
+class _Reached(Exception):
+    """Ends a pass at its first convolution."""
+
+
+def _first_convolution(network, convolutions, images):
+    """Return how many channels the first convolution that runs takes, and how many it gets."""
+    found = []
+
+    def note(convolution, inputs, _):
+        found.append((convolution.in_channels, inputs[0].shape[-3]))
+        raise _Reached
+
+    listeners = [(convolution.register_forward_pre_hook, note) for convolution in convolutions]
+    with suppress(_Reached), pass_hooks(listeners), torch.no_grad():
+        network(images.to(convolutions[0].weight.device))
+    return found[0]
+
+
+def _n_channels(backbone):
+    """Return how many channels a resolved backbone takes; 3 where that is not known."""
+    network = backbone.network
+    if isinstance(network, str):  # the libraries' networks take colour
+        return 3
+    if not isinstance(network, nn.Module):
+        with seeded_global_states(0):  # random weights are drawn anew when they are used
+            network = backbone.load()
+    return backbone.preparation(network).channels or 3
+
+
+class PrepareForWeights(nn.Module):
+    """Pixels as they come to what pretrained weights want: channels, size, range, scale."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    largest = None  # nothing is learnt at fit
+
+    def __init__(self, channels, size, mean, std, fitting, value_range):
+        super().__init__()
+        self.channels, self.size = channels, size
+        self.fitting = fitting  # None: images are neither resized nor cropped
+        self.value_range = value_range
+        self.standardize = mean is not None
+        if self.standardize:
+            self.register_buffer("mean", torch.tensor([*mean]).float().view(1, -1, 1, 1))
+            self.register_buffer("std", torch.tensor([*std]).float().view(1, -1, 1, 1))
+
+    def leave_size(self):
+        """Take images as they are: they were resized and cropped as they were read."""
+        self.fitting = None
+
+    def forward(self, x):  # (N, C, H, W), any real dtype -> (N, channels, *size), float32
+        self._check_range(x)
+        x = self._matched(self._scaled(x) if self.fitting is None else self._resized(x))
+        if self.standardize:
+            x = (x - self.mean).div_(self.std)
+        return as_channels_last(x)
+
+    def unpack_bytes(self, x):
+        """Return uint8 pixels as floats that mean the same to `forward`."""
+        low, high = self.value_range or (0, 1)
+        return x.to(torch.float32).mul_((high - low) / 255).add_(low)
+
+    def _check_range(self, x):
+        if x.dtype == torch.uint8 or not self._has_range:
+            return
+        low, high = self.value_range or (0, 1)
+        least, most = (float(v) for v in x.aminmax())
+        if not (low <= least and most <= high):
+            raise ValueError(
+                f"X has values from {least:.4g} to {most:.4g}, outside of the "
+                + ("value_range=" if self.value_range else "range ")
+                + f"({low}, {high}) that the backbone expects of pixels other than uint8; pass "
+                "uint8, or say what they span: Backbone(..., value_range=(low, high))"
+            )
+
+    @property
+    def _has_range(self):
+        """Whether it is known what pixels span that are not uint8."""
+        return self.standardize or self.value_range is not None
+
+    def _scaled(self, x):
+        """Return a copy of ``x`` whose values span [0, 1], if their range is known."""
+        scaled = x.to(torch.float32, copy=True)
+        if x.dtype == torch.uint8:
+            return scaled.div_(255)
+        if not self._has_range:
+            return scaled
+        low, high = self.value_range or (0, 1)
+        return scaled.sub_(low).div_(high - low)
+
+    def _matched(self, x):
+        came = x.shape[1]
+        if self.channels in (None, came):
+            return x
+        if came == 1:
+            return x.expand(-1, self.channels, -1, -1)
+        hint = ""
+        if (came, self.channels) in ((4, 3), (2, 1)):
+            hint = (
+                f". If the last one is alpha, leave it out: X[..., :{self.channels}], or "
+                f"X[:, :{self.channels}] where channels come first"
+            )
+        raise ValueError(
+            f"X has images of {came} channels, but the backbone takes {self.channels}: of arrays "
+            f"grey is repeated, anything else is for you to convert{hint}"
+        )
+
+    def _resized(self, x):
+        spans = self.fitting.spans(x.shape[2:], self.size)
+        interpolation = self.fitting.interpolation
+        # First the cut: most of a photograph's pixels need not become floats.
+        x = part_needed(x, spans, interpolation)
+        if x.dtype == torch.uint8:
+            # As bytes, which is how the weights' library and files are resized.
+            x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            x = resample(x, spans, interpolation, as_bytes).div_(255)
+        else:
+            finish = in_unit_range if self._has_range else None
+            x = resample(self._scaled(x), spans, interpolation, finish)
+        return self._padded(x, spans)
+
+    def _padded(self, x, spans):
+        rows, columns = spans
+        if not (rows.is_padded or columns.is_padded):
+            return x
+        fill = torch.tensor(self.fitting.fill, device=x.device).view(1, -1, 1, 1)
+        channels = max(x.shape[1], fill.shape[1])
+        padded = fill.expand(len(x), channels, rows.target, columns.target).contiguous()
+        padded[:, :, rows.kept, columns.kept] = x
+        return padded
+
+    def extra_repr(self):
+        parts = [f"channels={self.channels}", f"size={self.size}"]
+        if self.standardize:
+            mean = [round(v, 4) for v in self.mean.flatten().tolist()]
+            std = [round(v, 4) for v in self.std.flatten().tolist()]
+            parts += [f"mean={mean}", f"std={std}"]
+        if self.fitting is not None:
+            parts += [f"{name}={getattr(self.fitting, name)!r}" for name in CROPPING]
+        return ", ".join(parts)
+
+
+def _create(network, weights, size):
+    """Return a new module; the library's own pretrained weights if ``weights`` says so."""
+    if isinstance(network, str):
+        return create_network(network, weights == "pretrained", size)
+    module = network()
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"Backbone: network={network!r} returned {type(module).__name__}, not a "
+            "torch.nn.Module"
+        )
+    return module
+
+
+@functools.lru_cache(maxsize=2)
+def _load_once(network, weights, stamp, device, size):
+    return _prepared(_create(network, weights, size), weights, device)
+
+
+_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _shared_copy(module, weights, device):
+    """Return a copy of ``module``, the same one as long as ``module`` stays the same."""
+    file = None if weights in ("pretrained", None) else _stamp(weights)
+    try:
+        learns = tuple(parameter.requires_grad for parameter in module.parameters())
+        stamp = (weights, file, device, network_digest(module), learns)
+    except Undigestible:
+        return _prepared(copy.deepcopy(module), weights, device)
+    known = _copies.get(module)
+    if known is None or known[0] != stamp:
+        _copies[module] = known = (stamp, _prepared(copy.deepcopy(module), weights, device))
+    return known[1]
+
+
+def _prepared(module, weights, device):
+    if weights not in ("pretrained", None):
+        load_weights(module, os.fspath(weights))
+    return lay_out_weights(module.eval().to(device))
+
+
+def _stamp(path):
+    status = os.stat(path)
+    return (status.st_mtime_ns, status.st_size)

@@ -1,0 +1,1 @@
+"""Training: epochs, skorch's net, optimizers."""

@@ -1,0 +1,98 @@
+"""Activation functions."""
+
+from numbers import Real
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .._platform.sklearn import Interval, StrOptions
+from ._base import Layer
+from ._initialization import initialize_weights
+
+ACTIVATIONS = {
+    "relu": F.relu_,
+    "leaky_relu": F.leaky_relu_,
+    "elu": F.elu_,
+    "selu": F.selu_,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+}
+
+# Monotone functions change places with max-pooling and give the same numbers: the piecewise
+# linear ones to the bit, the others to rounding.
+MONOTONE = frozenset({None, "relu", "leaky_relu", "elu", "selu", "sigmoid", "tanh", "softplus"})
+
+
+class ActivationModule(nn.Module):
+    """An activation function as a layer of its own."""
+
+    def __init__(self, name, negative_slope):
+        super().__init__()
+        self.name = name
+        self.negative_slope = negative_slope
+
+    def forward(self, x):
+        if self.name == "leaky_relu":
+            return F.leaky_relu(x, self.negative_slope)
+        # The functions of the table may work in place: not on what another layer put out.
+        return ACTIVATIONS[self.name](x.clone())
+
+    def extra_repr(self):
+        return self.name
+
+
+class Activation(Layer):
+    """An activation function as a layer of its own.
+
+    `Conv` and `Dense` bring theirs; this one stands behind a `BatchNorm`, say.
+
+    Parameters
+    ----------
+    name : str
+        One of those that `Conv` takes.
+    negative_slope : float, default=0.01
+        Of ``"leaky_relu"``.
+
+    Examples
+    --------
+    >>> from sklconv.layers import Activation
+    >>> Activation("leaky_relu", negative_slope=0.2)
+    Activation(name='leaky_relu', negative_slope=0.2)
+    """
+
+    torch_classes = (ActivationModule,)
+    _parameter_constraints = {
+        "name": [StrOptions(set(ACTIVATIONS))],
+        "negative_slope": [Interval(Real, None, None, closed="neither")],
+    }
+
+    def __init__(self, name, *, negative_slope=0.01):
+        self.name = name
+        self.negative_slope = negative_slope
+
+    def _build(self, shape, n_classes, generator):
+        return ActivationModule(self.name, self.negative_slope), shape
+
+
+class Activated:
+    """A linear map and the activation behind it."""
+
+    activation: str | None
+
+    def reset_parameters(self):
+        """Leave the weights to `initialize`, which has a generator of its own."""
+
+    def activate(self, x):
+        return x if self.activation is None else ACTIVATIONS[self.activation](x)
+
+    def forward(self, x):
+        return self.activate(super().forward(x))  # type: ignore[misc]
+
+    def initialize(self, kernel_init, generator):
+        """Draw the weights from ``generator``."""
+        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
+        initialize_weights(weight, bias, kernel_init, generator)

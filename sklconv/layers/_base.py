@@ -1,0 +1,58 @@
+"""What all declarative layers have in common."""
+
+from numbers import Integral
+
+from .._platform.sklearn import Interval, SuggestingEstimator, validate_parameter_constraints
+
+# Constraints of a kernel, a window or a step: one number of pixels, or one an axis.
+EXTENT = [Interval(Integral, 1, None, closed="left"), tuple]
+
+
+class Layer(SuggestingEstimator):
+    """What all layers have in common: they check their parameters and become torch modules."""
+
+    _parameter_constraints: dict = {}
+
+    # What `build` returns: a layer table calls modules of these classes by the layer's name.
+    torch_classes: tuple = ()
+
+    def build(self, shape, n_classes, generator):
+        """Return the torch module and its output shape.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the input, without the batch: ``(C, H, W)`` or ``(n_features,)``.
+        n_classes : int
+            What ``"n_classes"`` stands for.
+        generator : torch.Generator
+            From which the weights are drawn.
+
+        Returns
+        -------
+        module : torch.nn.Module
+        output_shape : tuple of int
+        """
+        validate_parameter_constraints(
+            self._parameter_constraints, self.get_params(deep=False), type(self).__name__
+        )
+        return self._build(shape, n_classes, generator)
+
+
+def check_maps(shape):
+    """Return ``shape``, (C, H, W); raise if it is that of vectors."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"needs feature maps (C, H, W), but what comes in is a vector of {shape[0]}; "
+            "layers on feature maps stand before Flatten, GlobalAvgPool and Dense"
+        )
+    return shape
+
+
+def as_pair(value, name, least=1):
+    """Return the height and width that ``value``, an integer or a pair, stands for."""
+    if isinstance(value, Integral):
+        return (int(value), int(value))
+    if len(value) == 2 and all(isinstance(v, Integral) and v >= least for v in value):
+        return (int(value[0]), int(value[1]))
+    raise ValueError(f"{name}={value!r} is neither an integer nor a pair of them, from {least} up")

@@ -1,0 +1,133 @@
+"""Pooling."""
+
+from torch import nn
+
+from .._platform.sklearn import StrOptions
+from .._platform.words import by
+from ._base import EXTENT, Layer, as_pair, check_maps
+
+
+class _Pool(Layer):
+    _parameter_constraints = {
+        "size": EXTENT,
+        "stride": [*EXTENT, None],
+        "ceil_mode": ["boolean"],
+    }
+
+    def __init__(self, size, *, stride=None, ceil_mode=False):
+        self.size = size
+        self.stride = stride
+        self.ceil_mode = ceil_mode
+
+    def _build(self, shape, n_classes, generator):
+        channels, *image = check_maps(shape)
+        size = self._window(image)
+        stride = size if self.stride is None else as_pair(self.stride, "stride")
+        if not self.ceil_mode and (size[0] > image[0] or size[1] > image[1]):
+            raise ValueError(
+                f"a window of {by(size)} is larger than its input of {by(image)} pixels; "
+                "take a smaller size, or leave the layer out"
+            )
+        output = [
+            _pooled(n, k, s, self.ceil_mode) for n, k, s in zip(image, size, stride, strict=True)
+        ]
+        if min(output) < 1:
+            raise ValueError(
+                f"a window of {by(size)} and a stride of {by(stride)} fit nowhere on its input "
+                f"of {by(image)} pixels; take a smaller size, or leave the layer out"
+            )
+        module = self.torch_classes[0](size, stride=stride, ceil_mode=self.ceil_mode)
+        return module, (channels, *output)
+
+    def _window(self, image):
+        return as_pair(self.size, "size")
+
+
+class MaxPool(_Pool):
+    """Maximum over windows of each feature map.
+
+    Parameters
+    ----------
+    size : int, (int, int) or "auto"
+        Height and width of the window, in pixels. ``"auto"`` halves each axis, takes it down
+        to at most 16 where it is longer than 32, and leaves an axis of one pixel alone.
+    stride : int, (int, int) or None, default=None
+        Step of the window, in pixels; None: as wide as the window.
+    ceil_mode : bool, default=False
+        Whether a window that reaches over the edge counts.
+
+    Examples
+    --------
+    >>> from sklconv.layers import MaxPool
+    >>> MaxPool(2)
+    MaxPool(size=2)
+    """
+
+    _parameter_constraints = {
+        **_Pool._parameter_constraints,
+        "size": [*EXTENT, StrOptions({"auto"})],
+    }
+    torch_classes = (nn.MaxPool2d,)
+
+    def _window(self, image):
+        if self.size == "auto":
+            return tuple(min(n, max(2, -(-n // 16))) for n in image)
+        return super()._window(image)
+
+
+class AvgPool(_Pool):
+    """Mean over windows of each feature map.
+
+    Parameters
+    ----------
+    size : int or (int, int)
+        Height and width of the window, in pixels.
+    stride : int, (int, int) or None, default=None
+        Step of the window, in pixels; None: as wide as the window.
+    ceil_mode : bool, default=False
+        Whether a window that reaches over the edge counts; the mean is then over the pixels
+        that are there.
+
+    Examples
+    --------
+    >>> from sklconv.layers import AvgPool
+    >>> AvgPool(2, stride=1)
+    AvgPool(size=2, stride=1)
+    """
+
+    torch_classes = (nn.AvgPool2d,)
+
+
+class GlobalAvgPoolModule(nn.Module):
+    """The mean of each feature map."""
+
+    def forward(self, x):  # (N, C, H, W) -> (N, C)
+        return x.mean((2, 3))
+
+
+class GlobalAvgPool(Layer):
+    """Mean of each feature map: maps become one vector.
+
+    References
+    ----------
+    M. Lin, Q. Chen and S. Yan, "Network in network", ICLR 2014.
+
+    Examples
+    --------
+    >>> from sklconv.layers import GlobalAvgPool
+    >>> GlobalAvgPool()
+    GlobalAvgPool()
+    """
+
+    torch_classes = (GlobalAvgPoolModule,)
+
+    def _build(self, shape, n_classes, generator):
+        return GlobalAvgPoolModule(), (check_maps(shape)[0],)
+
+
+def _pooled(length, window, stride, ceil_mode):
+    if not ceil_mode:
+        return (length - window) // stride + 1
+    windows = -(-(length - window) // stride) + 1
+    # As torch has it: a window that would start behind the edge is dropped.
+    return windows - 1 if (windows - 1) * stride >= length else windows

@@ -1,0 +1,106 @@
+"""Networks of declarative layers: one behind another, in fewer steps than layers."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from ._conv import ConvStage
+from ._dense import DenseStage
+from ._dropout import DropoutModule
+from ._stage import Stage, as_dense
+
+
+class LayerStack(nn.Sequential):
+    """Declarative layers one behind another.
+
+    Where nobody observes what lies between, layers are run together: max-pooling before a
+    monotone activation, which gives the same numbers from a quarter of the work; dropouts in a
+    row as one, and a ReLU in front of them in the same pass; and convolutions on a CPU in
+    oneDNN's own tensor layout.
+    """
+
+    chooses_layout = True
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.arrange()
+
+    def arrange(self):
+        """Find the layers that are run together; call it again when layers have been added."""
+        named = list(self.named_children())
+        self._stages = []
+        while named:
+            stage = ConvStage.of(named) or DenseStage.of(named) or Stage(named[:1])
+            del named[: len(stage.layers)]
+            self._stages.append(stage)
+        for stage in self._stages:
+            if not isinstance(stage, ConvStage):
+                break
+            # Only from the first layer on: to go to and fro costs more than it saves.
+            stage.takes_onednn = True
+            if not stage.gives_onednn:
+                break
+        for stage, behind in pairwise(self._stages):
+            stage.feeds_onednn = behind.takes_onednn
+            if stage.activation == "relu" and isinstance(behind, DenseStage) and behind.dropouts:
+                stage.leaves_relu = behind.takes_relu = True
+
+    def use_generator(self, generator):
+        """Draw dropout masks from ``generator``; None: from torch's own."""
+        for module in self:
+            if isinstance(module, DropoutModule):
+                module.generator = generator
+
+    def lay_out_weights(self, training):
+        """Put the convolutions' weights into the order that suits ``training`` or inference.
+
+        oneDNN's tensors want them in torch's own order; dense images, which few at a time and
+        all on a GPU are, want them channels last, as they lie themselves.
+        """
+        for stage in self._stages:
+            if isinstance(stage, ConvStage) and stage.takes_onednn:
+                weight = stage.conv.weight
+                own = training and weight.device.type == "cpu"
+                layout = torch.contiguous_format if own else torch.channels_last
+                weight.data = weight.data.contiguous(memory_format=layout)
+
+    def forward(self, x):
+        observed = {module for module in self if _is_hooked(module)}
+        joined = self.training and not observed
+        x = self._in_one_layout(x)
+        for stage in self._stages:
+            modules = [module for _, module in stage.layers]
+            if observed.isdisjoint(modules):
+                x = stage(x, joined)
+            else:
+                for module in modules:
+                    x = module(as_dense(x))
+        return as_dense(x)
+
+    def activations(self, x, names):
+        """Return a dict of what the layers ``names`` put out; those behind them do not run.
+
+        The name ``""`` stands for the output of all.
+        """
+        found = {}
+        x = self._in_one_layout(x)
+        for stage in self._stages:
+            inner = [name for name, _ in stage.layers[:-1]]
+            steps = stage.layers if names.intersection(inner) else [(stage.layers[-1][0], stage)]
+            for name, step in steps:
+                x = step(x if step is stage else as_dense(x))
+                if name in names:
+                    found[name] = as_dense(x)
+                    if len(found) == len(names):
+                        return found
+        return {**found, "": as_dense(x)}
+
+    def _in_one_layout(self, x):
+        # Convolutions choose their input's layout; others' sums and masks would follow X's.
+        return x if isinstance(self._stages[0], ConvStage) else x.contiguous()
+
+
+def _is_hooked(module):
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks or module._backward_hooks or module._backward_pre_hooks)
