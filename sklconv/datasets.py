@@ -17,7 +17,8 @@ import numpy as np
 from sklearn.datasets import fetch_openml
 
 from ._images.files import ImageFiles, as_file_list
-from ._images.forms import CHUNK_BYTES, check_image_shape, slices
+from ._images.forms import check_image_shape
+from ._images.sources import CHUNK_BYTES, slices
 
 __all__ = ["load_images", "load_mnist"]
 

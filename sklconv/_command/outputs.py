@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .._images.forms import CHUNK_BYTES, slices
+from .._images.sources import CHUNK_BYTES, slices
 from .errors import ExtractionError, writing
 from .photos import Photos
 

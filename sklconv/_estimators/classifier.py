@@ -7,7 +7,8 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 
-from .._images.forms import ImageFormat, check_finite, check_images, take_rows
+from .._images.forms import ImageFormat, check_images
+from .._images.sources import check_finite, take_rows
 from .._networks.building import auto_layers, is_auto
 from .._networks.inference import collect_outputs, read_images
 from .._platform.sklearn import (

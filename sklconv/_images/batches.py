@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .files import ImageFiles
-from .forms import iterate_batches, slices, take_batch
+from .sources import iterate_batches, slices, take_batch
 
 
 @dataclass

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from .._images.forms import check_images, is_plain_array, iterate_batches, slices, take_batch
+from .._images.forms import check_images, is_plain_array
+from .._images.sources import iterate_batches, slices, take_batch
 from .._platform.devices import keep_freed_memory, leave_parents_threads, without_autocast
 
 # Images of few values take less time in larger batches, of which no layer's output grows so

@@ -18,7 +18,7 @@ from skorch.dataset import Dataset
 from skorch.utils import TeeGenerator
 
 from .._images.batches import ImageSet, SkorchBatches, augmented, training_batches
-from .._images.forms import slices
+from .._images.sources import slices
 from .._platform.devices import keep_freed_memory
 from ..layers._stack import LayerStack
 from .optimizers import OPTIMIZERS, lean_step, optimizer_settings

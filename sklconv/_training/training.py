@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from .._activations.taps import Tap, penultimate_tap, run_taps
 from .._images.batches import ImageSet
-from .._images.forms import channel_statistics, on_device
+from .._images.sources import on_device
+from .._images.statistics import channel_statistics
 from .._networks.building import (
     build_network,
     check_layers,

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
-from sklconv._images.forms import on_device, take_batch
+from sklconv._images.sources import on_device, take_batch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

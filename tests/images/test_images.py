@@ -16,15 +16,10 @@ from hypothesis.extra import numpy as st_numpy
 from torch import nn
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
-from sklconv._images import forms
-from sklconv._images.forms import (
-    ImageFormat,
-    channel_statistics,
-    iterate_batches,
-    slices,
-    take_batch,
-    take_rows,
-)
+from sklconv._images import sources, statistics
+from sklconv._images.forms import ImageFormat
+from sklconv._images.sources import iterate_batches, slices, take_batch, take_rows
+from sklconv._images.statistics import channel_statistics
 from sklconv.layers import BatchNorm, Conv, Dense, Dropout, GlobalAvgPool
 
 SMALL = [("conv", Conv(4, 3, padding="same")), ("dense", Dense(8))]
@@ -575,8 +570,9 @@ def test_images_are_never_written(shape, layout, dtype, tmp_path):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(forms, "CHUNK_BYTES", 2**18)
-    monkeypatch.setattr(forms, "CACHE_BYTES", 2**14)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(sources, "CACHE_BYTES", 2**14)
+    monkeypatch.setattr(statistics, "CACHE_BYTES", 2**14)
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -740,7 +736,7 @@ def test_channel_statistics_do_not_depend_on_memory_layout(dtype, small_chunks):
 def test_channel_statistics_in_chunks(dtype, monkeypatch):
     images = (pixels(100, 2, 5, 6, dtype=np.float64) / 7).astype(dtype)
     whole = channel_statistics(images)
-    monkeypatch.setattr(forms, "CACHE_BYTES", 1)
+    monkeypatch.setattr(statistics, "CACHE_BYTES", 1)
     for came, expected in zip(channel_statistics(images), whole, strict=True):
         np.testing.assert_allclose(came, expected, rtol=1e-12)
 
@@ -751,7 +747,7 @@ def test_channel_statistics_in_chunks(dtype, monkeypatch):
 def test_batches_gathered_together_are_those_gathered_apart(
     kind, shuffled, cache_bytes, monkeypatch
 ):
-    monkeypatch.setattr(forms, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(sources, "CACHE_BYTES", cache_bytes)
     images = pixels(50, 1, 15, 12, dtype=np.float64 if kind == "float64" else np.uint8)
     rows = np.random.default_rng(0).permutation(50)
     images = {"rows": take_rows(images, rows), "tensor": torch.from_numpy(images)}.get(
