@@ -228,7 +228,8 @@ def load_images(
     called. Of animated images it is the first frame. Grey values of 16 bits are scaled to 8;
     integers of 32 bits and floats, whose range nothing states, take a `reader`.
 
-    Large JPEGs are decoded at a fraction of their size, at least twice that of the result.
+    Large JPEGs are decoded at a fraction of their size, at least four times that of
+    the result.
 
     Examples
     --------

@@ -18,7 +18,7 @@ MOVES = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
 RESHAPES = {
     *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze")
 }
-CHANNELS_FIRST = {
+PUT_CHANNELS_FIRST = {
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("batch_norm", "instance_norm", "group_norm"),
 }
@@ -31,7 +31,7 @@ POOLS = {
         for n in (1, 2, 3)
     ),
 }
-CHANNELS_LAST = {"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"}
+PUT_CHANNELS_LAST = {"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"}
 # The axes of products are not those of their factors; what a property returns may be transposed.
 UNKNOWN = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "__get__"}
 
@@ -108,10 +108,10 @@ def _keeps_scores(name, scores):
 
 def _axis(func, name, shape, axis, output, args, kwargs):
     """The axis of the channels of what ``func`` returned for a tensor of this shape and axis."""
-    if name in CHANNELS_FIRST or func is F.unfold:
+    if name in PUT_CHANNELS_FIRST or func is F.unfold:
         return 1
     stays = axis is not None and output.ndim == len(shape)
-    if name in CHANNELS_LAST:
+    if name in PUT_CHANNELS_LAST:
         # On other axes than the channels' they mix places, as in MLP-Mixer.
         return axis if stays else output.ndim - 1
     if name in POOLS:

@@ -10,47 +10,47 @@ from .tracing import trace_layers
 
 
 @dataclass(frozen=True)
-class Feature:
-    """What one tap becomes."""
+class TappedLayer:
+    """A tap, how its activation is read, and the number of its features."""
 
     tap: Tap
     reading: Reading
-    width: int
+    n_features: int
 
 
 @dataclass(frozen=True)
 class TapSet:
-    """Taps of one pass, in the order in which their features stand beside each other."""
+    """Taps of one pass, in the order of their features."""
 
-    features: tuple[Feature, ...]
+    tapped: tuple[TappedLayer, ...]
     deepest: Tap
 
     @property
     def taps(self):
-        return [feature.tap for feature in self.features]
+        return [layer.tap for layer in self.tapped]
 
     @property
     def layers(self):
         """The names of the layers."""
-        return [feature.tap.name for feature in self.features]
+        return [layer.tap.name for layer in self.tapped]
 
     @property
-    def width(self):
-        return sum(feature.width for feature in self.features)
+    def n_features(self):
+        return sum(layer.n_features for layer in self.tapped)
 
     def names(self, pool):
         """Return the names of all features, pooled so."""
         return [
             name
-            for feature in self.features
-            for name in feature_names(feature.reading, pool, feature.width)
+            for layer in self.tapped
+            for name in feature_names(layer.reading, pool, layer.n_features)
         ]
 
     def compute(self, network, x, precision, pool):  # (N, C, H, W) -> (N, n_features)
         activations = run_taps(network, self.taps, self.deepest, x, precision)
         columns = [
-            pooled(activation, feature.reading, pool, len(x))
-            for activation, feature in zip(activations, self.features, strict=True)
+            pooled(activation, layer.reading, pool, len(x))
+            for activation, layer in zip(activations, self.tapped, strict=True)
         ]
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
@@ -68,14 +68,14 @@ def place_taps(layer, pool, network, trace, images):
     images : torch.Tensor of shape (N, C, H, W)
     """
     taps = resolve_taps(layer, trace, network)
-    features = tuple(_feature(tap, pool, network, trace, images) for tap in taps)
-    return TapSet(features, find_deepest(taps, trace.calls))
+    tapped = tuple(_tapped_layer(tap, pool, network, trace, images) for tap in taps)
+    return TapSet(tapped, find_deepest(taps, trace.calls))
 
 
-def _feature(tap, pool, network, trace, images):
+def _tapped_layer(tap, pool, network, trace, images):
     activation, axis = _activation(tap, network, trace, images)
     reading = read_activation(tap, activation, axis, pool, trace, network.body)
-    return Feature(tap, reading, pooled(activation, reading, pool, len(images)).shape[1])
+    return TappedLayer(tap, reading, pooled(activation, reading, pool, len(images)).shape[1])
 
 
 def _activation(tap, network, trace, images):

@@ -1,4 +1,4 @@
-"""Activations of named layers, from a pass that stops behind the deepest of them."""
+"""Activations of named layers, from a pass that stops after the deepest of them."""
 
 import fnmatch
 import inspect
@@ -19,7 +19,7 @@ from .tracing import describe
 class Tap:
     """Where an activation is taken: what a module puts out, or takes in, at its n-th call."""
 
-    name: str  # as features are named after it
+    name: str  # what features are named after
     module: str
     n_calls: int
     of_input: bool = False
@@ -44,7 +44,7 @@ def resolve_taps(layer, trace, network):
     network : ImageNetwork
     """
     names = layer_names(trace.calls)
-    wanted = layer if isinstance(layer, (list, tuple)) else [layer]
+    wanted = layer if isinstance(layer, list) else [layer]
     if not wanted:
         raise ValueError("layer=[] names no layer")
     taps = []
@@ -91,22 +91,22 @@ def _output_tap(name, calls):
     return Tap(name, name, sum(call.name == name for call in calls))
 
 
-OUTPUT = Tap("penultimate", "", 1)
+NETWORK_OUTPUT = Tap("penultimate", "", 1)
 PRE_LOGITS = Tap("penultimate", "", 1, of_pre_logits=True)
 
 
 def penultimate_tap(trace, network):
-    """Return the tap on what goes into the classifier; `OUTPUT` if nothing tells what that is.
+    """Return the tap on what goes into the classifier; `NETWORK_OUTPUT` if nothing tells that.
 
-    What feeds a linear layer whose output is the network's, or the layer in front of a softmax or
-    of the means of maps; but what the network itself calls pre-logits, where that is anything
-    else. None, if the network puts out something else than a tensor.
+    What the network itself calls pre-logits, unless that is only what feeds its last linear layer;
+    else what feeds the last layer before the output, a softmax or the means of maps. None, if the
+    network does not put out one tensor.
     """
     if _has_pre_logits(network.body) and not _gets_pre_logits(trace, network):
         return PRE_LOGITS
     if trace.classifier is not None:
         return _input_tap(trace.classifier, trace.calls)
-    return OUTPUT if isinstance(trace.output, torch.Tensor) else None
+    return NETWORK_OUTPUT if isinstance(trace.output, torch.Tensor) else None
 
 
 def _penultimate_of(trace, network):
@@ -165,7 +165,7 @@ def run_taps(network, taps, deepest, x, precision="float32"):
     network : ImageNetwork
     taps : list of Tap
     deepest : Tap
-        The one behind which the pass stops.
+        The one after which the pass stops.
     x : torch.Tensor of shape (N, C, H, W)
     precision : {"float32", "bfloat16"}
 
@@ -200,7 +200,7 @@ def _run(body, x, found, taps):
 
 
 class _Hooks:
-    """Captures the activations of one pass in one thread, and ends it behind the deepest."""
+    """Captures the activations of one pass in one thread, and ends it after the deepest."""
 
     def __init__(self, taps, deepest):
         self.taps, self.deepest = taps, deepest

@@ -1,10 +1,10 @@
-"""Errors that the command ends with, in a sentence for the user."""
+"""Errors that end the command."""
 
 from contextlib import contextmanager
 
 
-class ExtractionError(RuntimeError):
-    """What stands in the way of an extraction, in a sentence for the user."""
+class CommandError(RuntimeError):
+    """An error that ends the command, in one sentence for the user."""
 
 
 @contextmanager
@@ -14,4 +14,4 @@ def writing(place):
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ExtractionError(f"{place}: can't be written: {reason}") from error
+        raise CommandError(f"{place}: can't be written: {reason}") from error

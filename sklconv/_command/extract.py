@@ -11,9 +11,9 @@ from tqdm import tqdm
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.digests import Undigestible, network_digest
 from .._pretrained.libraries import LIBRARIES
+from .backbone import make_backbone
 from .console import count, say
-from .errors import ExtractionError
-from .networks import make_backbone
+from .errors import CommandError
 from .outputs import check_output, next_step, write_bad_list, write_output
 from .partial_results import PartialResults
 from .photos import find_photos, photos_digest
@@ -86,7 +86,10 @@ def _begin(results, extractor, photos, arguments):
             settings["the software"][name] = version(name)
     changed = results.begin(settings, _probe(extractor))
     if changed:
-        say(f"sklconv: starting over: changed since the last run: {', '.join(changed)}")
+        say(
+            "sklconv: starting over, because these changed since the last run: "
+            + ", ".join(changed)
+        )
     elif results.n_rows and not arguments.quiet:
         say(f"resuming after {results.n_rows:,} photos")
 
@@ -107,7 +110,7 @@ def _probe(extractor):
 def _compute(results, extractor, photos, arguments):
     if arguments.on_bad_image == "raise" and results.bad:
         row, reason = min(results.bad.items())
-        raise ExtractionError(f"{photos.paths[row]} can't be read: {reason}")
+        raise CommandError(f"{photos.paths[row]} can't be read: {reason}")
     n_photos, on_terminal = len(photos.paths), sys.stderr.isatty()
     bar = tqdm(
         total=n_photos,
@@ -152,7 +155,7 @@ def _write(results, extractor, photos, output):
         say(f"sklconv: not read: {len(bad) - MAX_BAD_LISTED:,} more")
     if len(bad) == len(photos.paths):
         results.clear()
-        raise ExtractionError("none of the photos could be read; nothing was written")
+        raise CommandError("none of the photos could be read; nothing was written")
     names = [str(name) for name in extractor.get_feature_names_out()]
     good_classes = [name for row, name in enumerate(photos.classes) if row not in results.bad]
     write_output(output, results, photos, names)

@@ -6,8 +6,8 @@ from .._activations.taps import penultimate_tap
 from .._networks.building import trace_network
 from .._networks.image_network import ImageNetwork
 from .._networks.table import format_layers, layer_rows
+from .backbone import make_backbone
 from .console import say
-from .networks import make_backbone
 
 
 def list_layers(arguments):

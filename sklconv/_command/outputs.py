@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .._images.sources import CHUNK_BYTES, slices
-from .errors import ExtractionError, writing
+from .errors import CommandError, writing
 from .photos import Photos
 
 # What to import, how to load an output, and which of its rows are those of good photos.
@@ -110,9 +110,9 @@ def check_output(output):
     """Raise unless ``output`` is a path that features can be written to."""
     suffix = output.suffix.lower()
     if suffix not in WRITERS:
-        raise ExtractionError(f"{output}: the output's name must end in {', '.join(WRITERS)}")
+        raise CommandError(f"{output}: the output's name must end in {', '.join(WRITERS)}")
     if output.is_dir():
-        raise ExtractionError(f"{output}: is a folder; give the name of a file")
+        raise CommandError(f"{output}: is a folder; give the name of a file")
     if suffix == ".parquet":
         import_pyarrow()
 

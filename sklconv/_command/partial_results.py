@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
-from .errors import ExtractionError, writing
+from .errors import CommandError, writing
 
 # Largest difference of a probe's features, as a share of the largest.
 PROBE_TOLERANCE = 1e-3
@@ -46,7 +46,7 @@ class PartialResults:
             self._files = files.pop_all()
 
     def begin(self, settings, probe):
-        """Go on where the last run stopped if its settings were these, and its probe about this.
+        """Continue where the last run stopped, if its settings are the same and its probe is near.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class PartialResults:
         Returns
         -------
         changed : list of str
-            Names of the settings for whose sake an earlier run's results were thrown away.
+            Names of the settings whose change discarded an earlier run's results.
         """
         self.n_features = probe.shape[1]
         file, before = self.folder / "settings", {}
@@ -145,6 +145,6 @@ def _lock(file, folder):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ExtractionError(f"{folder}: another run is at work on this output") from None
+        raise CommandError(f"{folder}: another run is writing to this output") from None
     except OSError:
         pass  # a file system without locks

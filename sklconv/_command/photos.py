@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from .._images.files import FORMATS, import_pillow
-from .errors import ExtractionError
+from .errors import CommandError
 
 
 class Photos(NamedTuple):
@@ -42,7 +42,7 @@ def find_photos(places):
 
 def _named_photos(place, others):
     if not os.path.lexists(place):  # a broken link is a bad file, not none
-        raise ExtractionError(f"{place}: no such file or folder")
+        raise CommandError(f"{place}: no such file or folder")
     if not os.path.isdir(place):
         return [(place, "")]
     suffixes = image_suffixes()
@@ -52,7 +52,7 @@ def _named_photos(place, others):
         (found if is_photo else others).append(path)
     if not found:
         endings = ", ".join(sorted(suffixes))
-        raise ExtractionError(f"{place}: no photos in this folder: no files that end in {endings}")
+        raise CommandError(f"{place}: no photos in this folder: no files that end in {endings}")
     return [(path, _class_name(path, place)) for path in found]
 
 

@@ -5,12 +5,12 @@ from numbers import Integral, Real
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 
 from .._images.forms import ImageFormat, check_images
 from .._images.sources import check_finite, take_rows
 from .._networks.building import auto_layers, is_auto
 from .._networks.inference import collect_outputs, read_images
+from .._platform.randomness import draw_seed
 from .._platform.sklearn import (
     BaseComposition,
     Interval,
@@ -18,12 +18,12 @@ from .._platform.sklearn import (
     SuggestingEstimator,
     clone_parametrized,
     fit_context,
-    undone_if_it_fails,
 )
 from .._pretrained.backbones import file_options
 from .._training.optimizers import OPTIMIZERS, SCHEDULES
 from .._training.training import train_classifier
 from .targets import check_labels, combined_weights, encode_labels, hold_out
+from .undo import undone_if_it_fails
 
 
 class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
@@ -147,8 +147,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
 
     Notes
     -----
-    A fit that fails leaves the estimator as it was. An interrupt (Ctrl-C) is raised on, with
-    the weights of that moment kept.
+    A fit that fails leaves the estimator as it was. Ctrl-C is re-raised, and the weights of
+    that moment are kept.
 
     Networks of declarative layers have random generators of their own; others, and
     ``augment``, draw from the global ones, so in parallel threads their fits take turns.
@@ -496,7 +496,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
 
     def _hold_out(self, train):
         """Return what to train on and what early stopping validates on."""
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        seed = draw_seed(self.random_state)
         parts = hold_out(train[1], self.validation_fraction, seed)
         images, targets, weights = train
         return tuple(

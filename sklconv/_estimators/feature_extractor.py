@@ -9,30 +9,29 @@ import numpy as np
 import torch
 from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_taps
-from .._activations.taps import OUTPUT
+from .._activations.taps import NETWORK_OUTPUT
 from .._images.files import ImageFiles
 from .._images.forms import ImageFormat, check_image_shape, check_images
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._platform.devices import check_precision, resolve_device
-from .._platform.layouts import lay_out_weights
-from .._platform.randomness import seeded_global_states
+from .._platform.layouts import weights_channels_last
+from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
     Interval,
     StrOptions,
     SuggestingEstimator,
     check_feature_names_in,
     fit_context,
-    undone_if_it_fails,
 )
 from .._pretrained.backbones import Backbone, file_options
 from .classifier import ConvNetClassifier
+from .undo import undone_if_it_fails
 
 
 class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
@@ -50,11 +49,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     layer : str, int or list of these, default="penultimate"
         Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
         into the layers in the order in which they run, a glob (``"conv*"``), or several of
-        these, from one pass. ``"penultimate"`` is what goes into the classifier: what feeds the
-        last linear layer if that layer's output is the network's, or lies before a softmax;
-        what timm calls pre-logits where a network of it has other heads; the maps that feed a
-        last convolution of one pixel if the means of its maps are the output. Where nothing
-        tells, the network's output is taken, with a warning. A layer that runs several times is
+        these, from one pass. ``"penultimate"`` is what goes into the classifier: what timm
+        calls pre-logits in its networks; else what feeds the last linear layer, if that layer's
+        output is the network's, but for a softmax; else the maps that feed a last convolution
+        of one pixel, if the means of its maps are the output. If none of these is found, the
+        network's output is taken, with a warning. A layer that runs several times is
         tapped at its last call. Layers that put out lists, tuples or dicts can't be tapped.
     pool : {"auto", "avg", "max", "flatten", "cls"} or callable, default="auto"
         How feature maps and tokens become vectors: the mean or maximum of each channel, all
@@ -69,12 +68,13 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         What `transform` does with an image file that can't be read: raise an error, or fill its
         row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case.
     batch_size : int or None, default=None
-        Images in a batch of `transform`; None: 256 of at most 1,024 values, else 128.
+        Images in a batch of `transform`; None: 256 for images of at most 1,024
+        values, else 128.
 
     Attributes
     ----------
     estimator_ : ConvNetClassifier
-        The trained (or frozen) classifier; not there where ``estimator`` is a module.
+        The trained (or frozen) classifier; absent if ``estimator`` is a `Backbone` or a module.
     module_ : torch.nn.Module
         The network: raw images to outputs.
     backbone_ : Backbone
@@ -264,7 +264,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     @property
     def _n_features_out(self):
-        return self._taps.width
+        return self._taps.n_features
 
     @property
     def module_(self):
@@ -304,7 +304,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         }
         self.estimator_ = estimator.set_params(**overrides)
         self.estimator_.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
-        self._format = self._with_bad_images(self.estimator_._format)
+        self._format = self._with_file_options(self.estimator_._format)
 
     def _take_frozen(self, X):
         classifier = self.estimator.estimator
@@ -319,24 +319,31 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
                 f"image_shape={self.image_shape} is not that of the frozen estimator, "
                 f"{classifier.image_shape_}"
             )
+        if self.data_format not in (None, classifier.data_format):
+            raise ValueError(
+                f"data_format={self.data_format!r} is not that of the frozen estimator, "
+                f"{classifier.data_format!r}"
+            )
         device = classifier.module_.device
         if self.device not in (None, "auto") and torch.device(self.device).type != device.type:
             raise ValueError(
                 f"device={self.device!r} is not where the frozen estimator is, {device.type!r}"
             )
-        self._format = self._with_bad_images(classifier._format)
+        self._format = self._with_file_options(classifier._format)
         self._format.read(X, type(self).__name__)
         self.estimator_ = classifier
 
-    def _with_bad_images(self, image_format):
+    def _with_file_options(self, image_format):
         files = image_format.files | {"on_bad_image": self.on_bad_image}
+        if self.reader is not None:
+            files["reader"] = self.reader
         return replace(image_format, files=files)
 
     def _take_backbone(self, X):
         files = file_options(self.estimator, X) | self._file_options()
         self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
         self.backbone_ = self.estimator.resolve()
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        seed = draw_seed(self.random_state)
         with seeded_global_states(seed):  # for weights=None
             body = self.backbone_.load(resolve_device(self.device or "auto"))
         self._network = ImageNetwork(self.backbone_.preparation(body), body).eval()
@@ -352,7 +359,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
         network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
         network.to(resolve_device(self.device or "auto"))
-        self._network = lay_out_weights(network)
+        self._network = weights_channels_last(network)
 
     def _place_taps(self):
         check_precision(self.precision, self.module_.device)
@@ -363,7 +370,9 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self.layers_ = self._taps.layers
         if not network.chooses_layout:
             self._check_rows()
-        if OUTPUT in self._taps.taps and trace.calls:  # else there is no other layer to name
+        if (
+            NETWORK_OUTPUT in self._taps.taps and trace.calls
+        ):  # else there is no other layer to name
             self._warn_of_output()
 
     def _check_rows(self):

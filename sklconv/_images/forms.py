@@ -21,7 +21,7 @@ class ImageFormat:
 
     shape: tuple  # (C, H, W)
     layout: str
-    n_features: int | None = None  # None: as many as the images have values
+    n_features: int | None = None  # C * H * W; 1 for files
     files: dict = field(default_factory=dict)  # further arguments of ImageFiles
 
     @classmethod
@@ -170,7 +170,7 @@ def _infer_from_flat(n_features):
         height = next(h for h in range(math.isqrt(n_features), 0, -1) if n_features % h == 0)
         proposal = (height, n_features // height)
     raise ValueError(
-        f"X has {n_features} features, which is no square of grey pixels; say what shape its "
+        f"X has {n_features} features, which is not a square number; say what shape its "
         f"images have, for example image_shape={proposal}"
     )
 
@@ -178,16 +178,16 @@ def _infer_from_flat(n_features):
 def check_images(estimator, X, *, reset):
     """Check ``X`` as scikit-learn does, but for its values, and return it as an array.
 
-    Feature names are recorded (``reset``) or compared. Neither copies an array. Image files
+    Feature names are recorded (``reset``) or compared. Numeric arrays are not copied. Image files
     come back as a list.
     """
     leave_parents_threads()
     if isinstance(X, (str, bytes, PathLike)):
-        raise TypeError("X is a single image file: give a list of them, also of one: [X]")
+        raise TypeError("X is a single image file: put it into a list, [X]")
     if is_image_files(X):
         return as_file_list(X)
     if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):
-        raise ValueError("X is empty: no photos or other images are in it")
+        raise ValueError("X is empty: it holds no photos or other images")
     if isinstance(X, torch.Tensor):
         X = _as_array(X)
     elif isinstance(X, (list, tuple)) and X and isinstance(X[0], torch.Tensor):

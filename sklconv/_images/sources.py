@@ -9,9 +9,9 @@ from sklearn.utils import assert_all_finite
 
 from .files import ImageFiles
 
-# Rows whose values are checked at a time: X may be larger than memory.
+# Bytes worked on at a time: X may be larger than memory.
 CHUNK_BYTES = 32 * 2**20
-# Batches gathered at a time: they stay in the processor's cache.
+# Bytes gathered or summed at a time: they stay in the processor's cache.
 CACHE_BYTES = 2**20
 
 

@@ -8,7 +8,7 @@ import torch
 from .files import ImageFiles
 from .sources import CACHE_BYTES, slices
 
-# Files that are decoded for them, at most.
+# At most this many image files are decoded for the statistics.
 MAX_FILES_SUMMED = 1000
 
 
@@ -39,7 +39,7 @@ def channel_statistics(images):
             values = values if exact else values - origin[channel]
             total[channel] += float(values.sum())
             squares[channel] += float(torch.dot(values, values))
-    if exact:  # Sums of bytes are: they are moved to the origin afterwards.
+    if exact:  # sums of bytes are exact, so they are moved to the origin afterwards
         squares += n_values * origin**2 - 2 * origin * total
         total -= n_values * origin
     mean = total / n_values

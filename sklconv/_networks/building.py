@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import layers
 from .._activations.tracing import trace_layers
-from .._platform.layouts import RightLayouts, lay_out_weights, risks_of_modules
+from .._platform.layouts import RightLayouts, risks_of_modules, weights_channels_last
 from .._platform.randomness import generator, mask_generator, seeded_global_states
 from .._platform.words import by, did_you_mean
 from .._pretrained.backbones import Backbone
@@ -49,8 +49,9 @@ def build_layers(steps, image_shape, n_classes, generator):
     if not any(_is_output(layer) for _, layer in steps):
         if "output" in names:
             raise ValueError(
-                "module: layer 'output' is none: the output layer, Dense('n_classes', "
-                "activation=None), is added at the end. Make it that, or take another name"
+                "module: the name 'output' is reserved for the output layer, "
+                "Dense('n_classes', activation=None), which is added at the end. Rename the "
+                "layer, or make it that one"
             )
         steps = [*steps, ("output", layers.Dense("n_classes", activation=None))]
     stack, shape = LayerStack(), tuple(image_shape)
@@ -62,7 +63,7 @@ def build_layers(steps, image_shape, n_classes, generator):
     if shape != (n_classes,):
         raise ValueError(
             f"module: the last layer {steps[-1][0]!r} puts out {by(shape)}, but there are "
-            f"{n_classes} classes; what stands behind Dense('n_classes') must keep its shape"
+            f"{n_classes} classes; layers after Dense('n_classes') must keep its shape"
         )
     stack.arrange()
     return stack
@@ -133,7 +134,7 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         body = build_body(module, image_shape, n_classes, generator(seed))
     if declarative:
         body.float()  # whatever torch's default is: pixels are
-    return lay_out_weights(ImageNetwork(PreparePixels(*statistics or ()), body))
+    return weights_channels_last(ImageNetwork(PreparePixels(*statistics or ()), body))
 
 
 @contextmanager
@@ -152,7 +153,7 @@ def seeded_draws(network, seed, users_code):
 
 
 def _with_new_head(backbone, image_shape, n_classes, seed):
-    """Return a network with a copy of the backbone's whose head is a new one for the classes."""
+    """Return an `ImageNetwork` of a copy of the backbone, with a new head for the classes."""
     body = drop_auxiliary_heads(deepcopy(backbone.load()))
     prepare = backbone.preparation(body)
     if can_reset_head(body):
@@ -166,7 +167,7 @@ def _with_new_head(backbone, image_shape, n_classes, seed):
             "for the classes could take the place of; use it in a ConvFeatureExtractor, or give a "
             "TorchModule or a module with a head of its own"
         )
-    return lay_out_weights(ImageNetwork(prepare, body, head=head))
+    return weights_channels_last(ImageNetwork(prepare, body, head=head))
 
 
 def frozen_layers(network, freeze):
@@ -181,17 +182,17 @@ def frozen_layers(network, freeze):
         # All but the head: also what stands around it may hold dropout.
         heads = {part for head in network.head_layers() for part in head.modules()}
         return [part for part in network.body.modules() if part not in heads]
-    layers = dict(network.body.named_modules())
-    del layers[""]
+    modules = dict(network.body.named_modules())
+    del modules[""]
     found: dict[str, nn.Module] = {}
     for pattern in [freeze] if isinstance(freeze, str) else freeze:
-        names = [pattern] if pattern in layers else fnmatch.filter(layers, pattern)
+        names = [pattern] if pattern in modules else fnmatch.filter(modules, pattern)
         if not names:
             raise ValueError(
                 f"freeze={pattern!r} is not a layer of this network. Its layers are: "
-                f"{', '.join(layers)}.{did_you_mean(pattern, layers)}"
+                f"{', '.join(modules)}.{did_you_mean(pattern, modules)}"
             )
-        found |= {name: layers[name] for name in names}
+        found |= {name: modules[name] for name in names}
     return list(found.values())
 
 

@@ -109,7 +109,7 @@ def warn_of_scale(largest, batch):
         warnings.warn(
             f"X is on another scale than it was at fit, where its largest value was {largest:.4g}"
             f": now it holds {'numbers beyond 100' if largest <= 3 else 'fractions up to 1'}. "
-            "Predictions and features are of no use unless both scales are one",
+            "Predictions and features are meaningless unless X has the scale that it had at fit",
             UserWarning,
             stacklevel=1,  # one place, so that Python shows it once
         )

@@ -24,7 +24,7 @@ def as_channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def lay_out_weights(network):
+def weights_channels_last(network):
     """Put the weights of two-dimensional convolutions in channels-last layout; return ``network``.
 
     `torch.nn.Module.to` does that too, but fails on weights of five dimensions.

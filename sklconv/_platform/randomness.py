@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 
 # The global states are one for all threads: whoever seeds them has them alone.
 _global_states = threading.RLock()
@@ -20,6 +21,11 @@ def _renew_lock():
 if hasattr(os, "register_at_fork"):
     # In the child nobody releases what another thread held.
     os.register_at_fork(after_in_child=_renew_lock)
+
+
+def draw_seed(random_state):
+    """Return a seed for torch, drawn from what scikit-learn takes as ``random_state``."""
+    return check_random_state(random_state).randint(np.iinfo(np.int32).max)
 
 
 def generator(seed, device="cpu"):

@@ -1,6 +1,4 @@
-"""What both estimators have from scikit-learn's inside, its private names among it."""
-
-from contextlib import contextmanager
+"""scikit-learn's private names, and estimators whose errors suggest the right name."""
 
 from sklearn.base import BaseEstimator
 from sklearn.base import _clone_parametrized as clone_parametrized
@@ -29,7 +27,6 @@ __all__ = [
     "check_sample_weight",
     "clone_parametrized",
     "fit_context",
-    "undone_if_it_fails",
     "validate_parameter_constraints",
 ]
 
@@ -83,21 +80,3 @@ def _options(constraints):
         if isinstance(constraint, StrOptions)
         for option in sorted(constraint.options)
     ]
-
-
-@contextmanager
-def undone_if_it_fails(estimator):
-    """Leave ``estimator`` as it was if the block raises.
-
-    An interrupt keeps a network that has begun to be trained, and what is known of it.
-    """
-    before = dict(estimator.__dict__)
-    try:
-        yield
-    except BaseException as error:
-        # There is a new layer table behind the first batch, also where the net is the old one.
-        trained = estimator.__dict__.get("layer_table_") is not before.get("layer_table_")
-        if not (isinstance(error, KeyboardInterrupt) and trained):
-            estimator.__dict__.clear()
-            estimator.__dict__.update(before)
-        raise

@@ -14,7 +14,7 @@ from torch import nn
 from .._images.cropping import Fitting, border_fill
 from .._images.resampling import as_bytes, in_unit_range, part_needed, resample
 from .._platform.digests import Undigestible, network_digest
-from .._platform.layouts import as_channels_last, lay_out_weights
+from .._platform.layouts import as_channels_last, weights_channels_last
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import (
@@ -440,7 +440,7 @@ def _shared_copy(module, weights, device):
 def _prepared(module, weights, device):
     if weights not in ("pretrained", None):
         load_weights(module, os.fspath(weights))
-    return lay_out_weights(module.eval().to(device))
+    return weights_channels_last(module.eval().to(device))
 
 
 def _stamp(path):

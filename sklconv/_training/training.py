@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from tqdm import tqdm
 
 from .._activations.taps import Tap, penultimate_tap, run_taps
@@ -29,7 +28,7 @@ from .._networks.table import (
     stage_rows,
 )
 from .._platform.devices import check_precision, resolve_device, without_autocast
-from .._platform.randomness import generator
+from .._platform.randomness import draw_seed, generator
 from .._pretrained.backbones import Backbone
 from .._pretrained.heads import sole_head
 from .net import ProgressBar, Training, learning_rates, make_net
@@ -47,7 +46,7 @@ def train_classifier(classifier, train, valid, epochs, *, old=None, partial=Fals
 
 def _train(classifier, train, valid, epochs, old, partial, device):
     n_before = 0 if old is None else len(old.history)
-    seed = check_random_state(classifier.random_state).randint(np.iinfo(np.int32).max)
+    seed = draw_seed(classifier.random_state)
     seeds = np.random.SeedSequence([seed, n_before]).generate_state(4)
     before = old.snapshot() if partial and old is not None else None
     training = None

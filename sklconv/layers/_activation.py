@@ -48,14 +48,15 @@ class ActivationModule(nn.Module):
 class Activation(Layer):
     """An activation function as a layer of its own.
 
-    `Conv` and `Dense` bring theirs; this one stands behind a `BatchNorm`, say.
+    `Conv` and `Dense` have an activation of their own; use this one after a `BatchNorm`, for
+    example.
 
     Parameters
     ----------
     name : str
         One of those that `Conv` takes.
     negative_slope : float, default=0.01
-        Of ``"leaky_relu"``.
+        Slope for negative inputs, used by ``"leaky_relu"`` only.
 
     Examples
     --------
@@ -79,7 +80,7 @@ class Activation(Layer):
 
 
 class Activated:
-    """A linear map and the activation behind it."""
+    """Mixin for linear maps: applies the activation to what they compute."""
 
     activation: str | None
 

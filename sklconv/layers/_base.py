@@ -43,8 +43,8 @@ def check_maps(shape):
     """Return ``shape``, (C, H, W); raise if it is that of vectors."""
     if len(shape) != 3:
         raise ValueError(
-            f"needs feature maps (C, H, W), but what comes in is a vector of {shape[0]}; "
-            "layers on feature maps stand before Flatten, GlobalAvgPool and Dense"
+            f"needs feature maps (C, H, W), but its input is a vector of {shape[0]} values; put "
+            "it before Flatten, GlobalAvgPool and Dense"
         )
     return shape
 
@@ -55,4 +55,6 @@ def as_pair(value, name, least=1):
         return (int(value), int(value))
     if len(value) == 2 and all(isinstance(v, Integral) and v >= least for v in value):
         return (int(value[0]), int(value[1]))
-    raise ValueError(f"{name}={value!r} is neither an integer nor a pair of them, from {least} up")
+    raise ValueError(
+        f"{name}={value!r} must be an integer, or a pair of integers, of at least {least}"
+    )

@@ -41,7 +41,7 @@ class ConvActivation(Activated, nn.Conv2d):
 
 
 class Conv(Layer):
-    """Convolution over feature maps, and the activation behind it.
+    """Convolution over feature maps, followed by an activation.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Conv(Layer):
     kernel_init : str or tuple, default="default"
         ``"default"`` is torch's own, uniform in ``1 / sqrt(fan_in)`` for weights and biases;
         ``"glorot_uniform"``, ``"glorot_normal"``, ``"he_uniform"``, ``"he_normal"`` and
-        ``("normal", std)`` draw the weights so and set the biases to 0.
+        ``("normal", std)`` draw the weights accordingly and set the biases to 0.
 
     References
     ----------

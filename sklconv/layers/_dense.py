@@ -29,7 +29,7 @@ class LinearActivation(Activated, nn.Linear):
 
 
 class Dense(Layer):
-    """Fully connected layer, and the activation behind it.
+    """Fully connected layer, followed by an activation.
 
     Parameters
     ----------

@@ -6,16 +6,16 @@ from ._base import Layer, check_maps
 
 
 class FlattenModule(nn.Module):
-    """Feature maps to vectors: map behind map, row behind row."""
+    """Feature maps to vectors."""
 
     def forward(self, x):  # (N, C, H, W) -> (N, C*H*W)
         return x.flatten(1)
 
 
 class Flatten(Layer):
-    """Feature maps to one vector: map behind map, row behind row.
+    """Feature maps to one vector, map by map and row by row.
 
-    Put in by itself where a `Dense` stands behind feature maps.
+    Inserted automatically before a `Dense` that follows feature maps.
 
     Examples
     --------

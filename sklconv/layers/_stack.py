@@ -1,4 +1,4 @@
-"""Networks of declarative layers: one behind another, in fewer steps than layers."""
+"""A network of declarative layers, run one after another in fewer steps than layers."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from ._stage import Stage, as_dense
 
 
 class LayerStack(nn.Sequential):
-    """Declarative layers one behind another.
+    """Declarative layers, one after another.
 
     Where nobody observes what lies between, layers are run together: max-pooling before a
     monotone activation, which gives the same numbers from a quarter of the work; dropouts in a
@@ -41,10 +41,14 @@ class LayerStack(nn.Sequential):
             stage.takes_onednn = True
             if not stage.gives_onednn:
                 break
-        for stage, behind in pairwise(self._stages):
-            stage.feeds_onednn = behind.takes_onednn
-            if stage.activation == "relu" and isinstance(behind, DenseStage) and behind.dropouts:
-                stage.leaves_relu = behind.takes_relu = True
+        for stage, following in pairwise(self._stages):
+            stage.feeds_onednn = following.takes_onednn
+            if (
+                stage.activation == "relu"
+                and isinstance(following, DenseStage)
+                and following.dropouts
+            ):
+                stage.leaves_relu = following.takes_relu = True
 
     def use_generator(self, generator):
         """Draw dropout masks from ``generator``; None: from torch's own."""
@@ -55,8 +59,8 @@ class LayerStack(nn.Sequential):
     def lay_out_weights(self, training):
         """Put the convolutions' weights into the order that suits ``training`` or inference.
 
-        oneDNN's tensors want them in torch's own order; dense images, which few at a time and
-        all on a GPU are, want them channels last, as they lie themselves.
+        oneDNN's tensors need them in torch's own order. Dense images (few at a time on a CPU, all
+        on a GPU) are channels last, and so should the weights be.
         """
         for stage in self._stages:
             if isinstance(stage, ConvStage) and stage.takes_onednn:
@@ -79,7 +83,7 @@ class LayerStack(nn.Sequential):
         return as_dense(x)
 
     def activations(self, x, names):
-        """Return a dict of what the layers ``names`` put out; those behind them do not run.
+        """Return a dict of what the layers ``names`` put out; later layers do not run.
 
         The name ``""`` stands for the output of all.
         """

@@ -632,7 +632,7 @@ def test_starts_over_if_anything_changed(photos, change, options, names, monkeyp
     Path("computed").write_text("")
     change("photos")
     assert extract("photos", *OPTIONS, *options) == 0
-    said = f"sklconv: starting over: changed since the last run: {names}\n"
+    said = f"sklconv: starting over, because these changed since the last run: {names}\n"
     assert said in capsys.readouterr().err
     assert n_computed() == len(np.load("features.npz")["paths"])
     resumed = Path("features.npz").read_bytes()
@@ -701,7 +701,7 @@ def test_two_runs_at_a_time_do_not_mix(photos, capsys):
     other = partial_results.PartialResults(Path("features.npz.partial"))
     assert extract("photos", *OPTIONS) == 2
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "sklconv: error: features.npz.partial: another run is at work on this output"
+        "sklconv: error: features.npz.partial: another run is writing to this output"
     ]
     other.close()
     assert extract("photos", *OPTIONS) == 0
@@ -797,10 +797,13 @@ def error_of(capsys, *arguments):
         (["photos", "--backbone", "nets:make"], "--image-size is missing"),
         (["photos", "--backbone", "no.nets:make"], "no module named 'no'"),
         (["photos", *NETWORK, "--backbone", "nets:maek"], "has no attribute 'maek'"),
-        (["photos", *NETWORK, "--backbone", "nets:number"], "nets:number: is 3, not a function"),
+        (
+            ["photos", *NETWORK, "--backbone", "nets:number"],
+            "nets:number is 3, neither a torch.nn.module nor",
+        ),
         (
             ["photos", *NETWORK, "--backbone", "nets:broken"],
-            "--backbone nets:broken: zerodivisionerror: division by zero",
+            "nets:broken: zerodivisionerror: division by zero",
         ),
         (["photos", *NETWORK, "--batch-size", "0"], "'0' is not a number from 1 up"),
         (["photos", *NETWORK, "--mean", "a,b"], "'a,b' is not a list of numbers"),

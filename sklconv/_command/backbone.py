@@ -1,4 +1,4 @@
-"""The option ``--backbone``."""
+"""The network that the command is given."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ import torch
 from .._pretrained.backbones import Backbone
 from .._pretrained.libraries import LIBRARIES
 from .console import in_one_line
-from .errors import ExtractionError
+from .errors import CommandError
 
 
 def make_backbone(arguments, **preprocessing):
@@ -19,7 +19,7 @@ def make_backbone(arguments, **preprocessing):
     if network.partition("/")[0] not in LIBRARIES and ":" in network:
         network = _import_network(network)
         if size is None:
-            raise ExtractionError(
+            raise CommandError(
                 f"--image-size is missing: nothing says what size {arguments.backbone} wants"
             )
     weights = None if arguments.weights == "none" else arguments.weights
@@ -36,7 +36,9 @@ def _import_network(name):
     if isinstance(network, torch.nn.Module):
         return network
     if not callable(network):
-        raise ExtractionError(f"--backbone {name}: is {network!r}, not a function")
+        raise CommandError(
+            f"{name} is {network!r}, neither a torch.nn.Module nor a function that returns one"
+        )
     return _errors_named(name)(network)
 
 
@@ -46,4 +48,4 @@ def _errors_named(network):
         yield
     except Exception as error:
         kind = type(error).__name__
-        raise ExtractionError(f"--backbone {network}: {kind}: {in_one_line(error)}") from error
+        raise CommandError(f"{network}: {kind}: {in_one_line(error)}") from error
