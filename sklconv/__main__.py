@@ -68,7 +68,7 @@ def list_layers(arguments):
 
     Names, types, shapes of the outputs for one image, and numbers of parameters. A number counts
     a layer's own parameters, not those of the layers inside it, which have rows of their own: the
-    column adds up to the total. Rows without an output have parameters, but can't be given to
+    column adds up to the total. Rows without an output, "input" and "(network)" can't be given to
     --layer. No weights are needed, so none are downloaded.
     """
     from ._command.layers import list_layers
@@ -146,7 +146,10 @@ def _add_layers(commands):
 def _add_network_options(add, weights):
     text = f"pretrained, a .safetensors or .pth file, or none: random (default: {weights})"
     add("--weights", default=weights, help=text)
-    size = "height and width to which photos are resized (default: as the weights want it)"
+    size = (
+        "height and width of what the network gets: photos are resized and cropped to it as the "
+        "weights' library does (default: as the weights want it)"
+    )
     add("--image-size", type=_positive, metavar="N", help=size)
 
 

@@ -409,8 +409,8 @@ def without_warnings():
         yield
 
 
-def check_network(network, seed, most_parameters, n_layers):
-    """Run all checks on a network; return what `search` reports of it."""
+def check_network(network, seed, most_parameters, n_layers, checks):
+    """Run ``checks`` on a network; return what `search` reports of it."""
     name = network.partition("/")[2]
     with without_warnings():
         try:
@@ -429,8 +429,8 @@ def check_network(network, seed, most_parameters, n_layers):
     if made[0] != "right":
         return report | {"side": side, "verdicts": {"all": made}}
     verdicts = {
-        what: run_check(check, case[0], *([n_layers] if what == "layers" else []))
-        for what, check in CHECKS.items()
+        what: run_check(CHECKS[what], case[0], *([n_layers] if what == "layers" else []))
+        for what in checks
     }
     return report | {"side": side, "verdicts": verdicts}
 
@@ -477,7 +477,7 @@ class Child:
 NETWORKS_A_CHILD = 25
 
 
-def search(names, seed, most_parameters, n_layers, seconds):
+def search(names, seed, most_parameters, n_layers, checks, seconds):
     """Yield the name of each network, what came of it, and the seconds it took."""
     child, asked = Child(), 0
     try:
@@ -486,7 +486,7 @@ def search(names, seed, most_parameters, n_layers, seconds):
                 child.close()
                 child, asked = Child(), 0
             started, asked = time.time(), asked + 1
-            answer = child.ask([f"timm/{name}", seed, most_parameters, n_layers], seconds)
+            answer = child.ask([f"timm/{name}", seed, most_parameters, n_layers, checks], seconds)
             if answer is None:
                 died = child.process.poll()
                 reason = f"takes over {seconds} s" if died is None else f"died: {died}"
@@ -524,6 +524,7 @@ def main():
     parser.add_argument("--stop", help="end before this network")
     parser.add_argument("--parameters", type=float, default=30e6, help="at most; default: 30e6")
     parser.add_argument("--layers", type=int, default=3, help="of each network; default: 3")
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=list(CHECKS))
     parser.add_argument("--seconds", type=float, default=120, help="for a network; default: 120")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -540,7 +541,8 @@ def main():
     names = [name for name in names if name >= (options.start or "")]
     names = [name for name in names if options.stop is None or name < options.stop]
     tables = Counter()
-    found = search(names, options.seed, options.parameters, options.layers, options.seconds)
+    limits = options.parameters, options.layers
+    found = search(names, options.seed, *limits, options.checks, options.seconds)
     for name, answer, seconds in found:
         print(describe(name, answer, seconds), flush=True)
         verdicts = answer["verdicts"]

@@ -139,10 +139,10 @@ def _entries(X, rows):
 
 
 def _is_image_file(entry):
-    return isinstance(entry, (str, bytes, os.PathLike)) or _is_pil_image(entry)
+    return isinstance(entry, (str, bytes, os.PathLike)) or is_pil_image(entry)
 
 
-def _is_pil_image(entry):
+def is_pil_image(entry):
     # Another thread may be importing it.
     kind = getattr(sys.modules.get("PIL.Image"), "Image", None)
     return kind is not None and isinstance(entry, kind)
@@ -333,7 +333,7 @@ def _name(item, position):
 
 def decode(item, shape, fitting=WHOLE):
     """Return the image file ``item`` as an array of ``shape``, (C, H, W), and dtype uint8."""
-    if _is_pil_image(item):
+    if is_pil_image(item):
         return _fit_shared(item, shape, fitting)
     with io.BytesIO(item) if isinstance(item, bytes) else open_file(item) as file:
         image = _open(file)
@@ -362,7 +362,7 @@ def _open_without_waiting(path, flags):
 
 def fit(image, shape, fitting=WHOLE):
     """Return what a reader returned, a PIL image or an array, as an array of ``shape``."""
-    if _is_pil_image(image):
+    if is_pil_image(image):
         return _fit_shared(image, shape, fitting)
     return _fit_array(np.asarray(image), shape, fitting)
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from .._platform.devices import leave_parents_threads
-from .files import ImageFiles, as_file_list, is_image_files
+from .files import ImageFiles, as_file_list, is_image_files, is_pil_image
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
@@ -45,7 +45,8 @@ class ImageFormat:
         if shape is None:
             raise ValueError(
                 "X holds image files, which are resized to one shape: say which, for example "
-                "image_shape=(3, 64, 64) for colour or (1, 64, 64) for grey"
+                "image_shape=(3, 64, 64) for colour or (1, 64, 64) for grey; of a Backbone, "
+                "image_size=64"
             )
         return cls(shape, CHANNELS_FIRST, 1, files | {"fitting": fitting})
 
@@ -182,8 +183,8 @@ def check_images(estimator, X, *, reset):
     come back as a list.
     """
     leave_parents_threads()
-    if isinstance(X, (str, bytes, PathLike)):
-        raise TypeError("X is a single image file: put it into a list, [X]")
+    if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
+        raise TypeError("X is a single image: put it into a list, [X]")
     if is_image_files(X):
         return as_file_list(X)
     if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):

@@ -15,6 +15,8 @@ SYNONYMS = {
     "kernel": "kernel_size",
     "out_channels": "filters",
     "out_features": "units",
+    "mean": "avg",
+    "average": "avg",
     "nchw": "channels_first",
     "nhwc": "channels_last",
 }

@@ -143,6 +143,8 @@ class Backbone(SuggestingEstimator):
         filled = {
             name: known.get(name) if value is None else value for name, value in given.items()
         }
+        if filled["image_size"] is None and (filled["crop_pct"] or filled["crop_mode"]):
+            raise ValueError("Backbone: crop_pct and crop_mode have no effect without image_size")
         filled["interpolation"] = filled["interpolation"] or "bilinear"
         filled["crop_mode"] = filled["crop_mode"] or ("center" if filled["crop_pct"] else "squash")
         filled["crop_pct"] = filled["crop_pct"] or 1.0
@@ -159,6 +161,11 @@ class Backbone(SuggestingEstimator):
                 raise ValueError(
                     f"Backbone: mean={self.mean!r} and std={self.std!r} must be finite, and std "
                     "above 0"
+                )
+            if (np.abs(mean) > 1).any():
+                raise ValueError(
+                    f"Backbone: mean={self.mean!r} and std={self.std!r} are for pixels in [0, 1]: "
+                    "divide them by 255"
                 )
         values = self.value_range
         if values is not None and not (len(values) == 2 and values[0] < values[1]):
@@ -444,5 +451,11 @@ def _prepared(module, weights, device):
 
 
 def _stamp(path):
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such file or directory; weights is 'pretrained', None or the path of a "
+            ".safetensors or .pth file"
+        ) from None
     return (status.st_mtime_ns, status.st_size)

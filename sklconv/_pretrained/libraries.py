@@ -276,8 +276,8 @@ def adapt_weights(module, state):
 
 def suggest_network(name, form="{!r}"):
     """Return " Did you mean 'timm/…'?" of the network that is most like ``name``, or ""."""
-    bare = name.rpartition("/")[2]
-    for library in LIBRARIES:
+    named, _, bare = name.rpartition("/")
+    for library in sorted(LIBRARIES, key=lambda library: library != named):
         with suppress(ImportError):
             names = _import(library, name).names()
             hint = did_you_mean(bare, names, form=form.format(f"{library}/{{}}"))

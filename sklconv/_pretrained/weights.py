@@ -1,5 +1,6 @@
 """Files of weights: read without running code in them, compared, and loaded."""
 
+import pickle
 from collections.abc import Mapping
 
 import torch
@@ -44,15 +45,18 @@ def _read_weights(path):
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"weights={path!r} is no file of weights: {error}") from error
+            raise ValueError(f"weights={path!r} is not a file of weights: {error}") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"weights={path!r} is no file of weights: {error}") from error
-    except Exception as error:  # pickle.UnpicklingError: what is not a tensor is not unpickled
-        raise ValueError(
-            f"weights={path!r} holds more than tensors and is not read: {error}"
-        ) from error
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):  # what is not a tensor is not unpickled: it can be code
+            raise ValueError(
+                f"weights={path!r} holds more than tensors and is not read: save the network's "
+                "state_dict() instead"
+            ) from error
+        raise ValueError(f"weights={path!r} is not a file of weights") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ValueError(f"weights={path!r} is not a file of weights: {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -83,6 +83,8 @@ def _train(classifier, train, valid, epochs, old, partial, device):
 def _set_up(classifier, network):
     """Freeze what ``classifier`` says, set its precision; return the `Trace` of a pass."""
     network.freeze(frozen_layers(network, classifier.freeze))
+    if classifier.freeze is not None and not any(p.requires_grad for p in network.parameters()):
+        raise ValueError(f"freeze={classifier.freeze!r} leaves nothing to train")
     network.precision = classifier.precision
     return trace_network(network, classifier.image_shape_, len(classifier.classes_))
 

@@ -88,7 +88,7 @@ SOME = X > 200
 BAD_X = [
     bad("a number", np.float64(3), TypeError, ["at least 1 dimension"]),
     bad("nothing", None, TypeError, ["at least 1 dimension"]),
-    bad("a word", "digits", TypeError, ["single image file", "list"]),
+    bad("a word", "digits", TypeError, ["single image", "list"]),
     bad("one flat image", X[0].ravel(), ValueError, ["2D array", "(64,)", "X[None]"]),
     bad("five axes", X[:, None, None], ValueError, ["5", "(24, 1, 1, 8, 8)", "(n, C, H, W)"]),
     bad("NaN", np.where(SOME, np.nan, X), ValueError, ["Input X contains NaN"]),

@@ -1004,7 +1004,7 @@ def test_a_progress_bar_on_a_terminal_comes_before_the_row_and_goes(monkeypatch,
     small(max_epochs=3, **options).fit(X, y)
     *screens, last = terminal.screens()
     table = last.index("1,110 learnable parameters")
-    assert [line.split()[0] for line in last[table + 2 : -1]] == ["1", "2", "3"]
+    assert [line.split()[0] for line in last[table + 3 : -1]] == ["1", "2", "3"]
     assert last[-1] == ""
     bars = {line for screen in screens for line in screen if "it/s" in line or "it [" in line}
     assert bars

@@ -330,6 +330,24 @@ def test_penultimate_of_declarative_layers_is_named(fitted, layers, name):
     assert_features(extractor.transform(X_new), expected.numpy())
 
 
+def test_a_frozen_classifier_with_another_reader_or_order_of_axes():
+    clf = ConvNetClassifier(image_shape=(8, 8), reader=lambda item: item[1], max_epochs=1)
+    items = [(name, x.reshape(8, 8).astype(np.uint8)) for name, x in zip("abcd", X, strict=False)]
+    files = np.array([name for name, _ in items], dtype=object)
+    pixels = dict(items)
+    clf.set_params(reader=pixels.get).fit(files, [0, 1, 0, 1])
+    frozen = FrozenEstimator(clf)
+    turned = ConvFeatureExtractor(frozen, reader=lambda name: pixels[name][::-1]).fit(files)
+    expected = (
+        ConvFeatureExtractor(frozen)
+        .fit(files)
+        .transform(np.stack([pixels[name][::-1] for name in files]))
+    )
+    assert_features(turned.transform(files), expected)
+    with pytest.raises(ValueError, match="data_format='channels_last' is not that of the frozen"):
+        ConvFeatureExtractor(frozen, data_format="channels_last").fit(files)
+
+
 def test_penultimate_of_a_network_that_is_one_linear_layer():
     clf = ConvNetClassifier([], max_epochs=1, random_state=0).fit(X, y)
     extractor = ConvFeatureExtractor(FrozenEstimator(clf)).fit(X)

@@ -1001,7 +1001,9 @@ def test_errors_of_a_reader_are_named():
         read("a", (1, 4, 4), reader=reader)
 
 
-@pytest.mark.parametrize("single", ["a.jpg", b"\xff\xd8", Path("a.jpg")], ids=type)
-def test_a_single_file_is_no_list_of_files(single):
-    with pytest.raises(TypeError, match="give a list"):
+@pytest.mark.parametrize(
+    "single", ["a.jpg", b"\xff\xd8", Path("a.jpg"), Image.new("RGB", (8, 8))], ids=type
+)
+def test_a_single_image_is_no_list_of_images(single):
+    with pytest.raises(TypeError, match=r"single image: put it into a list, \[X\]"):
         ConvNetClassifier(image_shape=(3, 8, 8)).fit(single, [0, 1])

@@ -433,7 +433,7 @@ def test_wrong_parameters_name_the_parameter_and_the_layer(layer, parameter, dat
         pytest.param(
             [("output", Dense(3, activation=None))],
             ValueError,
-            ["'output'", "Dense('n_classes', activation=None)", "another name"],
+            ["'output'", "Dense('n_classes', activation=None)", "Rename the layer"],
             id="an output layer that is none",
         ),
         pytest.param(

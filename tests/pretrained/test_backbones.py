@@ -184,6 +184,13 @@ def test_a_name_without_its_library_is_answered_with_both(timm):
         ConvNetClassifier("resnet18").fit(*colours())
 
 
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "efficientnet_lite/efficientnet-lite0"])
+def test_a_name_in_place_of_a_backbone_is_answered_with_that_backbone(torchvision, name):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    with pytest.raises(TypeError, match=rf"Did you mean Backbone\('{name}'\)\?$"):
+        ConvNetClassifier(name).fit(*colours())
+
+
 def test_a_name_without_its_library_where_timm_is_missing(torchvision, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"Did you mean 'torchvision/resnet18'\?$"):
@@ -345,6 +352,24 @@ def test_a_file_of_weights_with_code_in_it_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("weights", ["imagenet", "none", "w.pth"])
+def test_weights_that_are_no_file_are_an_error_that_says_what_is(weights):
+    says = rf"^{weights}: no such file or directory; weights is 'pretrained', None or the path"
+    with pytest.raises(FileNotFoundError, match=says):
+        features_of(Backbone(make_small, weights=weights), colours()[0])
+
+
+def test_a_whole_module_in_a_file_is_answered_with_what_to_save(tmp_path):
+    torch.save(make_small(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth' holds more than .*: save .* state_dict\(\)"):
+        features_of(Backbone(make_small, weights=tmp_path / "w.pth"), colours()[0])
+
+
+def test_to_freeze_all_is_an_error(small):
+    with pytest.raises(ValueError, match=r"^freeze='\*' leaves nothing to train$"):
+        ConvNetClassifier(Backbone(small, **HALVES), freeze="*").fit(*colours())
+
+
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short"])
 def test_files_that_hold_no_weights(tmp_path, name, content):
@@ -395,6 +420,9 @@ def test_a_factory_must_return_a_module():
         ({"interpolation": "nearest"}, "'interpolation' parameter of Backbone"),
         ({"crop_pct": 87.5}, "'crop_pct' parameter of Backbone"),
         ({"image_size": 0}, "'image_size' parameter of Backbone"),
+        ({"crop_pct": 0.9}, "have no effect without image_size"),
+        ({"crop_mode": "border"}, "have no effect without image_size"),
+        ({"mean": [127.0] * 3, "std": [58.0] * 3}, r"are for pixels in \[0, 1\]: divide"),
     ],
 )
 def test_parameters_out_of_place(small, params, message):
