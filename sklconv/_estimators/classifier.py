@@ -8,8 +8,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from .._images.forms import ImageFormat, check_images
 from .._images.sources import check_finite, take_rows
-from .._networks.building import auto_layers, is_auto
+from .._networks.building import auto_layers, check_layers, is_auto
 from .._networks.inference import collect_outputs, read_images
+from .._networks.table import as_table
 from .._platform.randomness import draw_seed
 from .._platform.sklearn import (
     BaseComposition,
@@ -21,7 +22,8 @@ from .._platform.sklearn import (
 )
 from .._pretrained.backbones import file_options
 from .._training.optimizers import OPTIMIZERS, SCHEDULES
-from .._training.training import train_classifier
+from .._training.recipe import Recipe
+from .._training.training import Trained, train
 from .targets import check_labels, combined_weights, encode_labels, hold_out
 from .undo import undone_if_it_fails
 
@@ -346,11 +348,11 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
             weights = combined_weights(
                 sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
             )
-            train = (images, targets, weights)
+            data = (images, targets, weights)
             valid = self._read_validation_data(X_val, y_val, sample_weight_val)
             if self.early_stopping and valid is None:
-                train, valid = self._hold_out(train)
-            train_classifier(self, train, valid, self.max_epochs, old=self.net_ if warm else None)
+                data, valid = self._hold_out(data)
+            self._train(data, valid, self.max_epochs, self.net_ if warm else None)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -388,8 +390,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
             weights = combined_weights(
                 sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
             )
-            train = (images, targets, weights)
-            train_classifier(self, train, None, 1, old=None if first else self.net_, partial=True)
+            data = (images, targets, weights)
+            self._train(data, None, 1, None if first else self.net_, partial=True)
         return self
 
     def decision_function(self, X):
@@ -457,6 +459,19 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         tags.input_tags.three_d_array = True
         return tags
 
+    def _train(self, data, valid, epochs, old, *, partial=False):
+        if old is None and isinstance(self.module, list):
+            check_layers(self.module)
+            self._validate_names([name for name, _ in self._named_layers()])
+        trained = Trained()
+        try:
+            recipe = Recipe.of(self, epochs, partial=partial)
+            train(recipe, data, valid, trained, old=old, partial=partial)
+        finally:  # an interrupt keeps what there is
+            if trained.net is not None:
+                self.net_, self.n_iter_ = trained.net, trained.n_epochs
+                self.layer_table_ = as_table(trained.layer_rows)
+
     def _outputs(self, X, finish):
         images = read_images(self, X)
         network = self.module_
@@ -494,11 +509,11 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         )
         return images, encode_labels(y_val, self.classes_, "y_val"), weights
 
-    def _hold_out(self, train):
+    def _hold_out(self, data):
         """Return what to train on and what early stopping validates on."""
         seed = draw_seed(self.random_state)
-        parts = hold_out(train[1], self.validation_fraction, seed)
-        images, targets, weights = train
+        parts = hold_out(data[1], self.validation_fraction, seed)
+        images, targets, weights = data
         return tuple(
             (take_rows(images, rows), targets[rows], None if weights is None else weights[rows])
             for rows in parts
