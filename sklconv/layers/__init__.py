@@ -9,7 +9,7 @@ from ._activation import Activation
 from ._base import Layer
 from ._conv import Conv
 from ._dense import Dense
-from ._dropout import Dropout
+from ._dropout import Dropout, SpatialDropout
 from ._flatten import Flatten
 from ._norm import BatchNorm
 from ._pool import AvgPool, GlobalAvgPool, MaxPool
@@ -24,6 +24,7 @@ __all__ = [
     "Flatten",
     "GlobalAvgPool",
     "MaxPool",
+    "SpatialDropout",
 ]
 
 # Where users import them from is what pickles say, and the documentation.

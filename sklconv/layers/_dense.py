@@ -84,12 +84,9 @@ class DenseStage(Stage):
 
     @classmethod
     def of(cls, named):
+        leads = (DropoutModule, FlattenModule)  # not what derives from them
         length = next(
-            (
-                i
-                for i, (_, m) in enumerate(named)
-                if not isinstance(m, (DropoutModule, FlattenModule))
-            ),
+            (i for i, (_, module) in enumerate(named) if type(module) not in leads),
             len(named) - 1,
         )
         if isinstance(named[length][1], LinearActivation):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .._platform.sklearn import Interval
-from ._base import Layer
+from ._base import Layer, check_maps
 
 # Below, to cut bytes in halves takes longer than to draw as many bytes as there are values.
 MIN_VALUES_BY_HALVES = 2**18
@@ -33,12 +33,14 @@ class DropoutModule(nn.Module):
         self.generator = None
 
     def forward(self, x):
-        if not self.training or self.rate == 0:
-            return x
+        return x * self.mask(x) if self.training and self.rate > 0 else x
+
+    def mask(self, x):
+        """Return a factor for each value of ``x``: 0, or what scales up those that are kept."""
         kept = round(256 * (1 - self.rate))
         if x.device.type == "cpu" and 0 < kept < 256:
-            return x * random_mask(x, kept, self.generator).mul_(256 / kept)
-        return x * self._bernoulli_mask(x)
+            return random_mask(x, kept, self.generator).mul_(256 / kept)
+        return self._bernoulli_mask(x)
 
     def _bernoulli_mask(self, x):
         share = 1 - self.rate
@@ -50,6 +52,15 @@ class DropoutModule(nn.Module):
 
     def extra_repr(self):
         return f"rate={self.rate}"
+
+
+class SpatialDropoutModule(DropoutModule):
+    """Dropout of whole feature maps."""
+
+    def forward(self, x):  # (N, C, H, W)
+        if not self.training or self.rate == 0:
+            return x
+        return x * self.mask(x.new_empty(*x.shape[:2], 1, 1))
 
 
 class Dropout(Layer):
@@ -80,6 +91,35 @@ class Dropout(Layer):
 
     def _build(self, shape, n_classes, generator):
         return DropoutModule(self.rate), shape
+
+
+class SpatialDropout(Layer):
+    """Dropout of whole feature maps, whose neighbouring pixels are too alike for `Dropout`.
+
+    Parameters
+    ----------
+    rate : float in [0, 1)
+        Share of the maps that is dropped. On a CPU it is rounded to a multiple of 1/256.
+
+    References
+    ----------
+    J. Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015.
+
+    Examples
+    --------
+    >>> from sklconv.layers import SpatialDropout
+    >>> SpatialDropout(0.2)
+    SpatialDropout(rate=0.2)
+    """
+
+    torch_classes = (SpatialDropoutModule,)
+    _parameter_constraints = {"rate": [Interval(Real, 0, 1, closed="left")]}
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def _build(self, shape, n_classes, generator):
+        return SpatialDropoutModule(self.rate), check_maps(shape)
 
 
 def random_mask(x, kept, generator):

@@ -114,6 +114,7 @@ def test_the_names_of_the_package():
         "Flatten",
         "GlobalAvgPool",
         "MaxPool",
+        "SpatialDropout",
     }
     assert "load_mnist" in public_names("sklconv.datasets")
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", sklconv.__version__)

@@ -22,6 +22,7 @@ from sklconv.layers import (
     Flatten,
     GlobalAvgPool,
     MaxPool,
+    SpatialDropout,
 )
 
 quick = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -187,6 +188,14 @@ def test_layers_that_keep_the_shape(layer, shape):
     module, output_shape = build(layer, shape)
     assert output_shape == shape
     assert module(images(shape)).shape[1:] == shape
+
+
+def test_spatial_dropout_takes_feature_maps():
+    module, shape = build(SpatialDropout(0.5), (4, 3, 5))
+    assert shape == (4, 3, 5)
+    assert module(images(shape)).shape[1:] == shape
+    with pytest.raises(ValueError, match=r"needs feature maps \(C, H, W\), but its input"):
+        build(SpatialDropout(0.5), (6,))
 
 
 def test_flatten_puts_map_behind_map():
@@ -357,6 +366,7 @@ def test_weights_come_from_the_generator_alone(kernel_init):
         (Activation(None), "name"),
         (Activation("leaky_relu", negative_slope="steep"), "negative_slope"),
         (Dropout(1), "rate"),
+        (SpatialDropout(1), "rate"),
         (Dropout(-0.1), "rate"),
         (Dropout("half"), "rate"),
         (Dense(0), "units"),

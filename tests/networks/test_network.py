@@ -25,11 +25,12 @@ from sklconv.layers import (
     Flatten,
     GlobalAvgPool,
     MaxPool,
+    SpatialDropout,
     _dense,
     _dropout,
 )
 from sklconv.layers._activation import MONOTONE
-from sklconv.layers._dropout import DropoutModule
+from sklconv.layers._dropout import DropoutModule, SpatialDropoutModule
 
 
 def generator(seed=0):
@@ -554,6 +555,7 @@ def test_networks_are_their_layers_one_behind_another(steps, n):
     [
         [("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("drop", Dropout(0.5))],
         [("conv", Conv(4, 3)), ("drop", Dropout(0.25)), ("dense", Dense(6, bias=False))],
+        [("conv", Conv(4, 3)), ("drop", SpatialDropout(0.5)), ("dense", Dense(6))],
         [("conv", Conv(4, 4, padding="same")), ("flat", Flatten()), ("drop", Dropout(0.75))],
         [("conv", Conv(4, 3, activation="elu")), ("pool", MaxPool(2)), ("drop", Dropout(0.5))],
         [("conv", Conv(4, 3, activation=None)), ("drop", Dropout(0.5))],
@@ -824,6 +826,23 @@ def test_dropout_does_nothing_at_rate_0_or_outside_training():
     x = torch.randn(5, 6)
     assert torch.equal(drop(0, x), x)
     assert torch.equal(DropoutModule(0.5).eval()(x), x)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("rate", [0.25, 0.001])
+def test_spatial_dropout_drops_whole_maps_and_keeps_the_mean(rate, last):
+    x = torch.rand(50, 80, 3, 4, generator=generator(0)) + 0.1
+    dropout = SpatialDropoutModule(rate).train()
+    dropout.generator = mask_generator(0, x.device)
+    output = dropout(x.to(memory_format=torch.channels_last) if last else x)
+    factors = output / x
+    assert torch.equal((output == 0).any((2, 3)), (output == 0).all((2, 3)))
+    kept = factors[:, :, 0, 0]
+    assert torch.allclose(factors, kept[:, :, None, None].expand_as(x))
+    assert kept[kept != 0].unique(dim=0).numpy() == pytest.approx(1 / (1 - rate), rel=1e-5)
+    n_dropped, n = int((kept == 0).sum()), kept.numel()
+    assert abs(n_dropped - rate * n) < 4 * math.sqrt(rate * n)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_dropout_gradient_is_the_mask():
