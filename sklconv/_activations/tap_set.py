@@ -55,7 +55,7 @@ class TapSet:
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
-def place_taps(layer, pool, network, trace, images):
+def place_taps(layer, pool, network, trace, images, penultimate):
     """Return the `TapSet` that ``layer`` and ``pool`` of an extractor describe.
 
     Parameters
@@ -66,8 +66,10 @@ def place_taps(layer, pool, network, trace, images):
     trace : Trace
         Of its pass for ``images``.
     images : torch.Tensor of shape (N, C, H, W)
+    penultimate : Tap or None
+        As `penultimate_tap` returns it.
     """
-    taps = resolve_taps(layer, trace, network)
+    taps = resolve_taps(layer, trace, penultimate)
     tapped = tuple(_tapped_layer(tap, pool, network, trace, images) for tap in taps)
     return TapSet(tapped, find_deepest(taps, trace.calls))
 

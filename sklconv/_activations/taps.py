@@ -32,7 +32,7 @@ def layer_names(calls):
     return list(reversed(dict.fromkeys(call.name for call in reversed(calls))))
 
 
-def resolve_taps(layer, trace, network):
+def resolve_taps(layer, trace, penultimate):
     """Return the `Tap`s that ``layer`` names, in the order given.
 
     Parameters
@@ -40,8 +40,9 @@ def resolve_taps(layer, trace, network):
     layer : str, int or list of these
         As `sklconv.ConvFeatureExtractor` takes it.
     trace : Trace
-        Of a pass through ``network``.
-    network : ImageNetwork
+        Of a pass through the network.
+    penultimate : Tap or None
+        As `penultimate_tap` returns it.
     """
     names = layer_names(trace.calls)
     wanted = layer if isinstance(layer, list) else [layer]
@@ -50,7 +51,7 @@ def resolve_taps(layer, trace, network):
     taps = []
     for one in wanted:
         if isinstance(one, str) and one == "penultimate" and one not in names:
-            taps.append(_penultimate_of(trace, network))
+            taps.append(penultimate or _no_penultimate(trace))
         else:
             taps += [_output_tap(name, trace.calls) for name in _matching(one, names, trace)]
     return list(dict.fromkeys(taps))
@@ -102,17 +103,15 @@ def penultimate_tap(trace, network):
     else what feeds the last layer before the output, a softmax or the means of maps. None, if the
     network does not put out one tensor.
     """
-    if _has_pre_logits(network.body) and not _gets_pre_logits(trace, network):
+    features = _pre_logits(trace, network)
+    if features is not None and not _goes_into_the_last_layer(features, trace):
         return PRE_LOGITS
     if trace.classifier is not None:
         return _input_tap(trace.classifier, trace.calls)
     return NETWORK_OUTPUT if isinstance(trace.output, torch.Tensor) else None
 
 
-def _penultimate_of(trace, network):
-    tap = penultimate_tap(trace, network)
-    if tap is not None:
-        return tap
+def _no_penultimate(trace):
     raise ValueError(
         f"layer='penultimate': the network puts out {describe(trace.output)}, and nothing tells "
         "what goes into a classifier. Name a layer; its layers are: "
@@ -120,15 +119,24 @@ def _penultimate_of(trace, network):
     )
 
 
-def _gets_pre_logits(trace, network):
-    """Whether they are what goes into the layer whose output is the network's."""
+def _pre_logits(trace, network):
+    """Return what the network calls pre-logits, of the traced images; None if it has none."""
+    body, x = network.body, trace.images
+    if not _has_pre_logits(body):
+        return None
+    try:
+        with torch.no_grad(), autocast(x.device, network.precision), network.right_layouts():
+            found = body.forward_head(body.forward_features(x), pre_logits=True)
+    except Exception:  # of users' code, which may never have been called so
+        return None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _goes_into_the_last_layer(features, trace):
     last = trace.classifier
     if last is None or last.output is not trace.output:
         return False
-    x = trace.images
-    with torch.no_grad(), autocast(x.device, network.precision), network.right_layouts():
-        expected = network.body.forward_head(network.body.forward_features(x), pre_logits=True)
-    return expected.shape == last.input.shape and torch.allclose(expected, last.input)
+    return features.shape == last.input.shape and torch.allclose(features, last.input)
 
 
 def _has_pre_logits(body):

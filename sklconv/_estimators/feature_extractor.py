@@ -13,12 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_taps
-from .._activations.taps import NETWORK_OUTPUT
+from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
 from .._images.files import ImageFiles
 from .._images.forms import ImageFormat, check_image_shape, check_images
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
+from .._networks.table import as_table, layer_rows
 from .._platform.devices import check_precision, resolve_device
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
@@ -84,6 +85,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         read.
     layers_ : list of str
         Names of the tapped layers.
+    layer_table_ : pandas.DataFrame or list of dict
+        Name, type, output shape and number of parameters of each layer, as `ConvNetClassifier`
+        has it, but with modules that hold others, which can be tapped as well, and whether the
+        parameters learn or not.
     image_shape_ : tuple of int
         ``(C, H, W)``.
     n_features_in_ : int
@@ -271,6 +276,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         """The network: raw images to outputs."""
         return self.estimator_.module_ if hasattr(self, "estimator_") else self._network
 
+    @property
+    def layer_table_(self):
+        """The network's layers."""
+        return as_table(self._layer_rows)
+
     def __getstate__(self):
         state = super().__getstate__()
         network = state.get("_network")
@@ -365,9 +375,13 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         check_precision(self.precision, self.module_.device)
         network = self.module_
         trace = trace_network(network, self.image_shape_)
+        penultimate = penultimate_tap(trace, network)
         blank = self._blank_images(N_TRACED)
-        self._taps = place_taps(self.layer, self.pool, network, trace, blank)
+        self._taps = place_taps(self.layer, self.pool, network, trace, blank, penultimate)
         self.layers_ = self._taps.layers
+        self._layer_rows = layer_rows(
+            network.body, *trace, penultimate=penultimate, learnable=False, containers=True
+        )
         if not network.chooses_layout:
             self._check_rows()
         if (

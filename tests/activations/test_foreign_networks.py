@@ -379,6 +379,22 @@ def test_penultimate_is_what_timm_calls_pre_logits(timm, kind):
     assert len(extractor.get_feature_names_out()) == expected.shape[1]
 
 
+@pytest.mark.parametrize("answer", [ValueError("not so"), (torch.zeros(2, 3), torch.zeros(2, 3))])
+def test_pre_logits_that_can_not_be_used_are_not(answer):
+    class Network(nn.Sequential):
+        def forward_features(self, x):
+            return x
+
+        def forward_head(self, x, pre_logits=False):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    net, X = Network(nn.Flatten(), nn.Linear(75, 6), nn.ReLU(), nn.Linear(6, 5)), images(5)
+    assert ConvFeatureExtractor(net).fit(X).layers_ == ["2"]
+    assert ConvFeatureExtractor(net, layer="0").fit(X).transform(X).shape == (len(X), 75)
+
+
 def test_penultimate_beside_other_layers(timm):
     net, X = create(timm, "deit_tiny_distilled_patch16_224", **SMALL), images(64)
     layers = ["head_dist", "penultimate", "blocks.0"]

@@ -348,6 +348,19 @@ def test_a_frozen_classifier_with_another_reader_or_order_of_axes():
         ConvFeatureExtractor(frozen, data_format="channels_last").fit(files)
 
 
+def test_the_layer_table_lists_what_can_be_tapped():
+    pd = pytest.importorskip("pandas")
+    module = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 12), nn.ReLU()))
+    module.append(nn.Linear(12, 10))
+    module[1].requires_grad_(False)
+    table = pd.DataFrame(ConvFeatureExtractor(module).fit(X).layer_table_)
+    assert list(table["name"]) == ["0", "1.0", "1.1", "1", "2"]
+    assert table["n_parameters"].sum() == sum(p.numel() for p in module.parameters())
+    assert list(table["penultimate"]) == ["", "", "output", "", ""]
+    extractor = ConvFeatureExtractor(module, layer=list(table["name"])).fit(X)
+    assert extractor.layers_ == list(table["name"])
+
+
 def test_penultimate_of_a_network_that_is_one_linear_layer():
     clf = ConvNetClassifier([], max_epochs=1, random_state=0).fit(X, y)
     extractor = ConvFeatureExtractor(FrozenEstimator(clf)).fit(X)
