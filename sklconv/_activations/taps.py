@@ -161,8 +161,12 @@ def _input_tap(last, calls):
     return Tap("penultimate", last.name, n_calls, of_input=True)
 
 
-class _Done(Exception):
-    """Ends a pass whose last wanted activation is there."""
+class _Done(BaseException):
+    """Ends a pass whose last wanted activation is there.
+
+    No `Exception`: on its way torch would look through each layer's hooks, which other threads
+    may change at that moment, and users' networks could catch it.
+    """
 
 
 def run_taps(network, taps, deepest, x, precision="float32"):

@@ -1024,6 +1024,24 @@ def _hasty_threads():
     sys.setswitchinterval(before)
 
 
+def test_a_network_can_not_catch_what_ends_a_pass():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.ran = nn.Linear(64, 3), nn.Linear(64, 2), False
+
+        def forward(self, x):
+            try:
+                return self.first(x.flatten(1))
+            except Exception:
+                self.ran = True
+                return self.second(x.flatten(1))
+
+    extractor = ConvFeatureExtractor(Careful(), layer="first").fit(X)
+    assert extractor.transform(X_new).shape == (len(X_new), 3)
+    assert not extractor.module_.body.ran
+
+
 @pytest.mark.usefixtures("_hasty_threads")
 @pytest.mark.parametrize("source", ["declarative", "module"])
 def test_eight_threads_at_once(fitted, source):
