@@ -344,11 +344,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                 )
             if not warm:
                 self.classes_ = classes
-            targets = encode_labels(y, self.classes_, "y")
-            weights = combined_weights(
-                sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
-            )
-            data = (images, targets, weights)
+            data = self._with_targets(images, y, sample_weight)
             valid = self._read_validation_data(X_val, y_val, sample_weight_val)
             if self.early_stopping and valid is None:
                 data, valid = self._hold_out(data)
@@ -386,11 +382,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                     "give a dict, or sample_weight"
                 )
             self._note_classes(classes, first)
-            targets = encode_labels(y, self.classes_, "y")
-            weights = combined_weights(
-                sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
-            )
-            data = (images, targets, weights)
+            data = self._with_targets(images, y, sample_weight)
             self._train(data, None, 1, None if first else self.net_, partial=True)
         return self
 
@@ -458,6 +450,13 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
+
+    def _with_targets(self, images, y, sample_weight):
+        targets = encode_labels(y, self.classes_, "y")
+        weights = combined_weights(
+            sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
+        )
+        return images, targets, weights
 
     def _train(self, data, valid, epochs, old, *, partial=False):
         if old is None and isinstance(self.module, list):

@@ -66,7 +66,8 @@ class Backbone(SuggestingEstimator):
     crop_pct : float in (0, 2) or None, default=None
         Images are resized to ``image_size / crop_pct``, and the middle of that is taken. **Below
         1 all four margins are cut off**; with 1 they are kept, which digits need that fill the
-        image; above 1 there is black around. None: as the weights' library says, or 1.
+        image; above 1 there is black around. None: as the weights' library says, or 1. Without
+        an ``image_size`` it is an error, as ``crop_mode`` is.
     crop_mode : {"center", "squash", "border"} or None, default=None
         What is resized to that size: "center", the shorter side, and what the longer one has too
         much is cut off; "squash", both sides, whatever their proportions; "border", the longer
