@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .pooling import Reading, feature_names, pooled, read_activation
-from .taps import Tap, find_deepest, resolve_taps, run_taps, tapped_activation
+from .taps import Tap, find_deepest, resolve_taps, tapped_activation
 from .tracing import trace_layers
 
 
@@ -47,7 +47,7 @@ class TapSet:
         ]
 
     def compute(self, network, x, precision, pool):  # (N, C, H, W) -> (N, n_features)
-        activations = run_taps(network, self.taps, self.deepest, x, precision)
+        activations = network.activations(self.taps, self.deepest, x, precision)
         columns = [
             pooled(activation, layer.reading, pool, len(x))
             for activation, layer in zip(activations, self.tapped, strict=True)
@@ -84,5 +84,5 @@ def _activation(tap, network, trace, images):
     """Return what ``tap`` gets of the images, and the axis of its channels or None."""
     if not tap.of_pre_logits:
         return tapped_activation(tap, trace)
-    trace = trace_layers(network.body, lambda: run_taps(network, [tap], tap, images)[0])
+    trace = trace_layers(network.body, lambda: network.activations([tap], tap, images)[0])
     return trace.output, trace.output_axis

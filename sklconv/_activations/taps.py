@@ -11,7 +11,6 @@ import torch
 from .._platform.devices import autocast
 from .._platform.passes import pass_hooks
 from .._platform.words import did_you_mean
-from ..layers._stack import LayerStack
 from .tracing import describe
 
 
@@ -169,29 +168,24 @@ class _Done(BaseException):
     """
 
 
-def run_taps(network, taps, deepest, x, precision="float32"):
-    """Return each tap's activation for the batch ``x``.
+def hooked_activations(body, taps, deepest, x):
+    """Return each tap's activation for prepared images ``x``, found by hooks.
 
     Parameters
     ----------
-    network : ImageNetwork
+    body : torch.nn.Module
     taps : list of Tap
     deepest : Tap
         The one after which the pass stops.
     x : torch.Tensor of shape (N, C, H, W)
-    precision : {"float32", "bfloat16"}
 
     Returns
     -------
     list of torch.Tensor
     """
-    if isinstance(network.body, LayerStack):
-        with autocast(x.device, precision):
-            found = network.body.activations(network.prepare(x), {tap.module for tap in taps})
-        return [found[tap.module] for tap in taps]
     hooks = _Hooks(taps, deepest)
-    with hooks.on(network.body), autocast(x.device, precision), network.right_layouts():
-        _run(network.body, network.prepared(x), hooks.found, taps)
+    with hooks.on(body):
+        _run(body, x, hooks.found, taps)
     unseen = [tap.name for tap in taps if tap not in hooks.found]
     if unseen:
         raise ValueError(

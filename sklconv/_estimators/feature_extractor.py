@@ -382,8 +382,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self._layer_rows = layer_rows(
             network.body, *trace, penultimate=penultimate, learnable=False, containers=True
         )
-        if not network.chooses_layout:
-            self._check_rows()
+        self._check_rows()
         if (
             NETWORK_OUTPUT in self._taps.taps and trace.calls
         ):  # else there is no other layer to name

@@ -1,7 +1,7 @@
 """``module=`` to a torch module: networks of declarative layers, and users' own."""
 
 import fnmatch
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from itertools import chain, count
 
@@ -10,14 +10,14 @@ from torch import nn
 
 from .. import layers
 from .._activations.tracing import trace_layers
-from .._platform.layouts import RightLayouts, risks_of_modules, weights_channels_last
-from .._platform.randomness import generator, mask_generator, seeded_global_states
+from .._platform.layouts import RightLayouts, weights_channels_last
+from .._platform.randomness import generator, seeded_global_states
 from .._platform.words import by, did_you_mean
 from .._pretrained.backbones import Backbone
 from .._pretrained.heads import can_reset_head, drop_auxiliary_heads, replace_head, reset_head
 from .._pretrained.libraries import suggest_network
 from ..layers._stack import LayerStack
-from .image_network import ImageNetwork, PreparePixels
+from .image_network import ImageNetwork, LayerNetwork, PreparePixels
 from .torch_module import TorchModule
 
 # Blank images that a network is tried with.
@@ -134,22 +134,8 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         body = build_body(module, image_shape, n_classes, generator(seed))
     if declarative:
         body.float()  # whatever torch's default is: pixels are
-    return weights_channels_last(ImageNetwork(PreparePixels(*statistics or ()), body))
-
-
-@contextmanager
-def seeded_draws(network, seed, users_code):
-    """Have ``network`` draw from a generator of its own, or users' code from seeded states."""
-    body = network.body
-    declarative = isinstance(body, LayerStack)
-    if declarative:
-        body.use_generator(mask_generator(seed, network.device))
-    try:
-        with nullcontext() if declarative and not users_code else seeded_global_states(seed):
-            yield
-    finally:
-        if declarative:
-            body.use_generator(None)
+    network_class = LayerNetwork if declarative else ImageNetwork
+    return weights_channels_last(network_class(PreparePixels(*statistics or ()), body))
 
 
 def _with_new_head(backbone, image_shape, n_classes, seed):
@@ -237,8 +223,7 @@ def trace_network(network, image_shape, n_outputs=None):
         raise ValueError(
             f"module can't take images of shape {image_shape}{resized}: {error}"
         ) from error
-    if not network.chooses_layout:
-        network.risks = watched.risks | risks_of_modules(network.body)
+    network.note_risks(watched.risks)
     output = trace.output
     if n_outputs is not None and getattr(output, "shape", None) != (N_TRACED, n_outputs):
         came = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

@@ -1,13 +1,15 @@
-"""A network with the preparation of its pixels in front."""
+"""A network with the preparation of its pixels in front, and all that is asked of one."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from .._activations.taps import hooked_activations
 from .._platform.devices import autocast
-from .._platform.layouts import OUTPUT, RightLayouts, as_channels_last
+from .._platform.layouts import OUTPUT, RightLayouts, as_channels_last, risks_of_modules
 from .._platform.passes import state_without_hooks
+from .._platform.randomness import mask_generator, seeded_global_states
 
 
 class PreparePixels(nn.Module):
@@ -46,7 +48,11 @@ class PreparePixels(nn.Module):
 
 
 class ImageNetwork(nn.Module):
-    """A network with the preparation of its pixels in front: raw images to outputs."""
+    """A network with the preparation of its pixels in front: raw images to outputs.
+
+    Its body is any module. What else is asked of a network than its outputs (activations, seeded
+    draws, layouts) depends on that: `LayerNetwork` answers for declarative layers.
+    """
 
     def __init__(self, prepare, body, head=None):
         super().__init__()
@@ -128,22 +134,80 @@ class ImageNetwork(nn.Module):
 
     def right_layouts(self):
         """Return a context in which convolutions of the body are computed rightly."""
-        if self.chooses_layout or self.device.type != "cpu":
+        if self.device.type != "cpu":
             return nullcontext()
         trains = torch.is_grad_enabled()
         if OUTPUT in self.risks or (trains and (self.risks or self.precision != "float32")):
             return RightLayouts()
         return nullcontext()
 
-    @property
-    def chooses_layout(self):
-        """Whether the body takes images in any layout and decides itself."""
-        return getattr(self.body, "chooses_layout", False)
+    def note_risks(self, seen):
+        """Note which risks a pass has ``seen`` in its convolutions."""
+        self.risks = seen | risks_of_modules(self.body)
 
     def prepared(self, x):
         """Return ``x`` as the body wants it."""
-        x = self.prepare(x)
-        return x if self.chooses_layout else as_channels_last(x)
+        return as_channels_last(self.prepare(x))
+
+    def activations(self, taps, deepest, x, precision="float32"):
+        """Return each tap's activation for the batch ``x``; the pass stops after the deepest.
+
+        Parameters
+        ----------
+        taps : list of Tap
+        deepest : Tap
+            The one after which the pass stops.
+        x : torch.Tensor of shape (N, C, H, W)
+        precision : {"float32", "bfloat16"}
+
+        Returns
+        -------
+        list of torch.Tensor
+        """
+        with autocast(x.device, precision), self.right_layouts():
+            return hooked_activations(self.body, taps, deepest, self.prepared(x))
+
+    def seeded(self, seed, users_code=True):
+        """Return a context in which draws start from ``seed``, also those of users' code."""
+        return seeded_global_states(seed)
+
+    def lay_out_weights(self, training):
+        """Put the weights into the order in memory that suits ``training`` or inference."""
+
+
+class LayerNetwork(ImageNetwork):
+    """A network whose body is a `LayerStack`: it takes images in any layout."""
+
+    def right_layouts(self):
+        """Return a context that does nothing: the stack's layers see to it themselves."""
+        return nullcontext()
+
+    def note_risks(self, seen):
+        """Note nothing, likewise."""
+
+    def prepared(self, x):
+        """Return ``x`` as the body wants it."""
+        return self.prepare(x)
+
+    def activations(self, taps, deepest, x, precision="float32"):
+        """Return each tap's activation; layers between them are run together."""
+        with autocast(x.device, precision):
+            found = self.body.activations(self.prepare(x), {tap.module for tap in taps})
+        return [found[tap.module] for tap in taps]
+
+    @contextmanager
+    def seeded(self, seed, users_code=False):
+        """Return a context in which dropout draws from a generator of its own."""
+        self.body.use_generator(mask_generator(seed, self.device))
+        try:
+            with seeded_global_states(seed) if users_code else nullcontext():
+                yield
+        finally:
+            self.body.use_generator(None)
+
+    def lay_out_weights(self, training):
+        """Put the convolutions' weights into the order that suits."""
+        self.body.lay_out_weights(training)
 
 
 def _per_channel(values):

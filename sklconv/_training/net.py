@@ -20,7 +20,6 @@ from skorch.utils import TeeGenerator
 from .._images.batches import ImageSet, SkorchBatches, augmented, training_batches
 from .._images.sources import slices
 from .._platform.devices import keep_freed_memory
-from ..layers._stack import LayerStack
 from .optimizers import OPTIMIZERS, lean_step, optimizer_settings
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
@@ -104,8 +103,7 @@ class LeanNet(NeuralNetClassifier):
 
         Torch's fused optimizers take weight and state value by value as they lie in memory.
         """
-        if isinstance(self.module_.body, LayerStack):
-            self.module_.body.lay_out_weights(training)
+        self.module_.lay_out_weights(training)
         for parameter, state in self.optimizer_.state.items():
             for key, value in state.items():
                 alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape

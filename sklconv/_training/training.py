@@ -8,16 +8,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .._activations.taps import Tap, penultimate_tap, run_taps
+from .._activations.taps import Tap, penultimate_tap
 from .._images.batches import ImageSet
 from .._images.sources import on_device
 from .._images.statistics import channel_statistics
-from .._networks.building import (
-    build_network,
-    frozen_layers,
-    seeded_draws,
-    trace_network,
-)
+from .._networks.building import build_network, frozen_layers, trace_network
 from .._networks.inference import collect_outputs
 from .._networks.table import (
     EPOCH_HEADER,
@@ -80,7 +75,7 @@ def _train(recipe, data, valid, trained, old, partial):
             report = _announce(recipe, net.module_, rows, trace.calls, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
         training = _training(recipe, net, part, data, valid, generator(seeds[1]), report)
-        with seeded_draws(net.module_, seeds[2], users_code=recipe.augment is not None):
+        with net.module_.seeded(seeds[2], users_code=recipe.augment is not None):
             net.train(training)
     except BaseException as error:
         kept = isinstance(error, KeyboardInterrupt) and training and training.n_batches
@@ -134,7 +129,7 @@ def _before_head(recipe, network, data):
     features = collect_outputs(
         network,
         images,
-        lambda x: run_taps(network, [tap], tap, x, recipe.precision)[0],
+        lambda x: network.activations([tap], tap, x, recipe.precision)[0],
         "ConvNetClassifier",
     )
     return features, *others

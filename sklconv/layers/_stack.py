@@ -20,8 +20,6 @@ class LayerStack(nn.Sequential):
     oneDNN's own tensor layout.
     """
 
-    chooses_layout = True
-
     def __init__(self, *layers):
         super().__init__(*layers)
         self.arrange()
