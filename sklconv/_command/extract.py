@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .._estimators.feature_extractor import ConvFeatureExtractor
-from .._platform.digests import Undigestible, network_digest
+from .._platform.digests import Undigestible, digest_of
 from .._pretrained.libraries import LIBRARIES
 from .backbone import make_backbone
 from .console import count, say
@@ -78,7 +78,7 @@ def _begin(results, extractor, photos, arguments):
         "--batch-size": arguments.batch_size,
         "the device": str(extractor.module_.device),
         "the software": {},
-        "the network": _network_digest(extractor.module_),
+        "the network": _digest_of(extractor.module_),
         "the photos": photos_digest(photos),
     }
     for name in SOFTWARE:
@@ -94,9 +94,9 @@ def _begin(results, extractor, photos, arguments):
         say(f"resuming after {results.n_rows:,} photos")
 
 
-def _network_digest(network):
+def _digest_of(network):
     try:
-        return network_digest(network)
+        return digest_of(network)
     except Undigestible:
         return None  # the probe has to tell
 

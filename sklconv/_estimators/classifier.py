@@ -23,7 +23,8 @@ from .._platform.sklearn import (
 from .._pretrained.backbones import file_options
 from .._training.optimizers import OPTIMIZERS, SCHEDULES
 from .._training.recipe import Recipe
-from .._training.training import Trained, train
+from .._training.state import TrainingState
+from .._training.training import train
 from .targets import check_labels, combined_weights, encode_labels, hold_out
 from .undo import undone_if_it_fails
 
@@ -462,14 +463,14 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         if old is None and isinstance(self.module, list):
             check_layers(self.module)
             self._validate_names([name for name, _ in self._named_layers()])
-        trained = Trained()
+        state = TrainingState()
         try:
             recipe = Recipe.of(self, epochs, partial=partial)
-            train(recipe, data, valid, trained, old=old, partial=partial)
+            train(recipe, data, valid, state, old=old, partial=partial)
         finally:  # an interrupt keeps what there is
-            if trained.net is not None:
-                self.net_, self.n_iter_ = trained.net, trained.n_epochs
-                self.layer_table_ = as_table(trained.layer_rows)
+            if state.n_batches:
+                self.net_, self.n_iter_ = state.net, state.n_epochs
+                self.layer_table_ = as_table(state.layer_rows)
 
     def _outputs(self, X, finish):
         images = read_images(self, X)

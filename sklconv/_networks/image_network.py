@@ -168,7 +168,10 @@ class ImageNetwork(nn.Module):
             return hooked_activations(self.body, taps, deepest, self.prepared(x))
 
     def seeded(self, seed, users_code=True):
-        """Return a context in which draws start from ``seed``, also those of users' code."""
+        """Return a context in which draws start from ``seed``, also those of users' code.
+
+        It gives the generator of dropout masks, if the network has one of its own.
+        """
         return seeded_global_states(seed)
 
     def lay_out_weights(self, training):
@@ -198,10 +201,11 @@ class LayerNetwork(ImageNetwork):
     @contextmanager
     def seeded(self, seed, users_code=False):
         """Return a context in which dropout draws from a generator of its own."""
-        self.body.use_generator(mask_generator(seed, self.device))
+        masks = mask_generator(seed, self.device)
+        self.body.use_generator(masks)
         try:
             with seeded_global_states(seed) if users_code else nullcontext():
-                yield
+                yield masks
         finally:
             self.body.use_generator(None)
 

@@ -1,4 +1,4 @@
-"""Digests of networks: equal where structure, code, configuration and weights are equal."""
+"""Digests: equal where structure, code, configuration and weights are equal."""
 
 import copyreg
 import enum
@@ -22,8 +22,8 @@ class Undigestible(TypeError):
     """A value of which no digest can be had, such as a lock or compiled code."""
 
 
-def network_digest(network):
-    """Return a digest of a torch module as text.
+def digest_of(value):
+    """Return a digest of a torch module, or of what holds some, as text.
 
     It covers names, values and sharing of parameters and buffers; the tree of modules, by class
     and by what stands in their attributes; their hooks; and, of classes and functions that are
@@ -35,7 +35,7 @@ def network_digest(network):
     Undigestible
     """
     try:
-        return _digest_of(network)
+        return _digest(value)
     except Undigestible:
         raise
     except RecursionError:
@@ -93,7 +93,7 @@ class _Digest:
     def _add_immutable(self, value):
         # Whether two equal ones are the same object is Python's affair: they are not references.
         self._write(type(value).__name__, str(len(value)).encode())
-        items = value if isinstance(value, tuple) else sorted(map(_digest_of, value))
+        items = value if isinstance(value, tuple) else sorted(map(_digest, value))
         for item in items:
             self.add(item)
 
@@ -274,7 +274,7 @@ def _new_hash():
     return hashlib.blake2b(digest_size=20)
 
 
-def _digest_of(value):
+def _digest(value):
     digest = _Digest()
     digest.add(value)
     return digest.hash.hexdigest()

@@ -38,6 +38,48 @@ def mask_generator(seed, device):
     return np.random.SFC64(seed) if device.type == "cpu" else generator(seed, device)
 
 
+def generator_state(generator):
+    """Return where a `generator` or `mask_generator` stands, as a tensor or plain numbers."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator and generator.get_state()
+    return _plain(generator.state)
+
+
+def set_generator_state(generator, state):
+    """Set a generator to what `generator_state` returned of one of its kind."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif generator is not None:
+        generator.state = state
+
+
+def global_states():
+    """Return where torch's, numpy's and `random`'s global generators stand, in plain values."""
+    on_gpus = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if on_gpus else [],
+        "numpy": _plain(np.random.get_state(legacy=False)),
+        "python": random.getstate(),
+    }
+
+
+def set_global_states(states):
+    """Set the global generators to what `global_states` returned."""
+    torch.set_rng_state(states["torch"])
+    for number, state in enumerate(states["cuda"]):
+        torch.cuda.set_rng_state(state, number)
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+
+
+def _plain(value):
+    """Return a state of numpy's with lists in place of arrays."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 @contextmanager
 def seeded_global_states(seed):
     """Run a block under seeded global states of torch, numpy and `random`; then restore them.
@@ -46,14 +88,11 @@ def seeded_global_states(seed):
     """
     seed = int(seed)
     with _global_states:
-        numpy_state, python_state = np.random.get_state(), random.getstate()
-        cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else []):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            try:
-                yield
-            finally:
-                np.random.set_state(numpy_state)
-                random.setstate(python_state)
+        before = global_states()
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            set_global_states(before)

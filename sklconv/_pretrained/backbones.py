@@ -13,7 +13,7 @@ from torch import nn
 
 from .._images.cropping import Fitting, border_fill
 from .._images.resampling import as_bytes, in_unit_range, part_needed, resample
-from .._platform.digests import Undigestible, network_digest
+from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import as_channels_last, weights_channels_last
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
@@ -436,7 +436,7 @@ def _shared_copy(module, weights, device):
     file = None if weights in ("pretrained", None) else _stamp(weights)
     try:
         learns = tuple(parameter.requires_grad for parameter in module.parameters())
-        stamp = (weights, file, device, network_digest(module), learns)
+        stamp = (weights, file, device, digest_of(module), learns)
     except Undigestible:
         return _prepared(copy.deepcopy(module), weights, device)
     known = _copies.get(module)

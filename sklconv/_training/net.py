@@ -21,6 +21,7 @@ from .._images.batches import ImageSet, SkorchBatches, augmented, training_batch
 from .._images.sources import slices
 from .._platform.devices import keep_freed_memory
 from .optimizers import OPTIMIZERS, lean_step, optimizer_settings
+from .state import TrainingState, set_values, values_of
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
 ENGINE_OWNED = {"module", "iterator_train", "iterator_valid", "dataset", "train_split", "classes"}
@@ -44,21 +45,17 @@ BATCHES_PER_CHECK = 16
 
 @dataclass
 class Training:
-    """One stretch of training: its data and all that stays the same throughout."""
+    """One stretch of training: its data and all else that stays the same throughout."""
 
     train: ImageSet
     valid: ImageSet | None
     epochs: int
     batch_size: int
-    order: torch.Generator
     part: torch.nn.Module | None = None  # of the network; what is trained, None: all of it
     schedule: Callable[[int], np.ndarray] | None = None  # number of steps -> factors of lr
     augment: Callable | None = None
-    patience: int | None = None
-    tol: float = 0.0
     report: Callable[[dict], None] | None = None
-    n_batches: int = 0  # trained so far
-    n_epochs: int = 0
+    after_epoch: Callable[[TrainingState], None] | None = None
 
 
 class LeanNet(NeuralNetClassifier):
@@ -80,8 +77,11 @@ class LeanNet(NeuralNetClassifier):
         cuts = training_batches(n, size) if training else slices(n, size)
         return SkorchBatches(dataset, cuts, shuffle=training)
 
-    def train(self, training):
-        """Train as ``training`` says; a user's interrupt is raised on afterwards."""
+    def train(self, training, state):
+        """Train as ``training`` says from where ``state`` stands, which is carried on.
+
+        A user's interrupt is raised on afterwards.
+        """
         valid = None if training.valid is None else _as_dataset(training.valid)
         datasets = {"dataset_train": _as_dataset(training.train), "dataset_valid": valid}
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
@@ -89,7 +89,7 @@ class LeanNet(NeuralNetClassifier):
         self.notify("on_train_begin", **everything)
         try:
             with self._losses_to_weigh(training):
-                self._train_epochs(training, datasets)
+                self._train_epochs(training, state, datasets)
         except KeyboardInterrupt:
             self.notify("on_train_end", **everything)
             raise
@@ -129,22 +129,25 @@ class LeanNet(NeuralNetClassifier):
         finally:
             self.criterion_.reduction = reduction
 
-    def _train_epochs(self, training, datasets):
+    def _train_epochs(self, training, state, datasets):
         cuts = training_batches(len(training.train), training.batch_size)
         base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
         factors = None
         if training.schedule is not None:
             factors = training.schedule(training.epochs * len(cuts)).reshape(training.epochs, -1)
-        stopping = None if training.patience is None else _EarlyStopping(training)
+        stopping = state.stopping
         try:
-            for epoch in range(training.epochs):
+            for epoch in range(state.n_epochs, training.epochs):
                 lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
                 self.notify("on_epoch_begin", **datasets)
-                row = self._run_epoch(training, cuts, lrs)
-                training.n_epochs += 1
-                stops = stopping is not None and stopping.watch(self.module_, row["valid_loss"])
-                if self._callback_stops(datasets) or stops:
+                row = self._run_epoch(training, state, cuts, lrs)
+                state.n_epochs += 1
+                if stopping is not None:
+                    stopping.watch(self.module_, row["valid_loss"])
+                if self._callback_stops(datasets) or (stopping is not None and stopping.is_over):
                     break
+                if training.after_epoch is not None:
+                    training.after_epoch(state)
         finally:
             self._set_lrs(base_lrs)
         self._check_weights()
@@ -172,9 +175,9 @@ class LeanNet(NeuralNetClassifier):
         for group, renewed in zip(self.optimizer_.param_groups, groups, strict=True):
             group["lr"] = renewed.get("lr", settings["lr"])
 
-    def _run_epoch(self, training, cuts, lrs):
+    def _run_epoch(self, training, state, cuts, lrs):
         started = time.perf_counter()
-        row = self._train_epoch(training, cuts, lrs) | self._validate(training)
+        row = self._train_epoch(training, state, cuts, lrs) | self._validate(training)
         lr = self.optimizer_.param_groups[0]["lr"]
         row |= {"lr": lr, "duration": time.perf_counter() - started}
         self._record(row, len(cuts))
@@ -182,13 +185,13 @@ class LeanNet(NeuralNetClassifier):
             training.report(self.history_row(-1))
         return row
 
-    def _train_epoch(self, training, cuts, lrs):
+    def _train_epoch(self, training, state, cuts, lrs):
         """Train on all batches; what a GPU computes is not waited for before the end."""
         module, data = training.part or self.module_, training.train
         self.module_.train()
         self.optimizer_.zero_grad(set_to_none=True)  # those of what has been frozen since
         self._lay_out_weights(training=True)  # each time: callbacks load weights and state
-        order = torch.randperm(len(data), generator=training.order)
+        order = torch.randperm(len(data), generator=state.order)
         targets = data.targets[order.to(data.targets.device)]
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
         losses, logits, winners = [], [], []
@@ -202,7 +205,7 @@ class LeanNet(NeuralNetClassifier):
             if training.augment is not None:
                 x = augmented(x, training.augment, module)
             loss, outputs = train_batch(x, y, w)
-            training.n_batches += 1
+            state.n_batches += 1
             losses.append(loss)
             logits.append(outputs)
             if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
@@ -211,7 +214,7 @@ class LeanNet(NeuralNetClassifier):
                 # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
                 if self.device == "cpu" and not math.isfinite(loss):
                     break
-        self._check_losses(losses, cuts, first=training.n_epochs == 0)
+        self._check_losses(losses, cuts, first=state.n_epochs == 0)
         sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
         hits = torch.cat(winners) == targets
         return {
@@ -339,21 +342,21 @@ class LeanNet(NeuralNetClassifier):
 
     def snapshot(self):
         """Return what `rollback` needs to undo further training."""
-        values = [_values(module) for module in self._learning()]
+        values = [values_of(module) for module in self.learning()]
         optimizer = copy.deepcopy(self.optimizer_.state_dict())
         return values, optimizer, self.module_.settings(), self._rates(), len(self.history)
 
     def rollback(self, snapshot):
         """Go back to the weights, optimizer, settings and history of a `snapshot`."""
         values, optimizer, settings, rates, n_epochs = snapshot
-        for module, before in zip(self._learning(), values, strict=True):
-            _set_values(module, before)
+        for module, before in zip(self.learning(), values, strict=True):
+            set_values(module, before)
         self.module_.restore(settings)
         self.optimizer_.load_state_dict(optimizer)
         self._take_rates(rates)
         del self.history[n_epochs:]
 
-    def _learning(self):
+    def learning(self):
         """Return the network, and the criterion, which may have weights as well."""
         return [m for m in (self.module_, self.criterion_) if isinstance(m, torch.nn.Module)]
 
@@ -424,42 +427,6 @@ def _check_net_params(net_params):
             raise ValueError(f"net_params: {key!r} is set by the engine and can't be given")
         if key in CLASSIFIER_OWNED:
             raise ValueError(f"net_params: {key!r} is a parameter of ConvNetClassifier itself")
-
-
-class _EarlyStopping:
-    """Watches the validation loss and keeps the best weights in memory."""
-
-    def __init__(self, training):
-        self.patience, self.tol = training.patience, training.tol
-        self.reference, self.lowest, self.waited, self.best = math.inf, math.inf, 0, None
-
-    def watch(self, module, loss):
-        """Note an epoch's loss; return whether to stop."""
-        if loss < self.lowest:
-            self.lowest, self.best = loss, _values(module)
-        if loss < self.reference - self.tol:
-            self.reference, self.waited = loss, 0
-        else:
-            self.waited += 1
-        return self.waited >= self.patience
-
-    def restore_best(self, module):
-        if self.best is not None:
-            _set_values(module, self.best)
-
-
-def _values(module):
-    """Return copies of a module's weights and buffers, also of those that it does not save."""
-    return copy.deepcopy((module.state_dict(), dict(module.named_buffers())))
-
-
-def _set_values(module, values):
-    state, buffers = values
-    module.load_state_dict(state)
-    with torch.inference_mode():  # a buffer may have been made in it
-        for name, buffer in module.named_buffers():
-            if name in buffers:
-                buffer.copy_(buffers[name])
 
 
 def _as_dataset(image_set):

@@ -1,14 +1,18 @@
 """What training depends on, but for the images and the net that it goes on from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
 from .._platform.devices import check_precision, resolve_device
+from .._platform.digests import digest_of
 from .._platform.randomness import draw_seed
 from .._pretrained.backbones import Backbone
 from .optimizers import SCHEDULES, auto_batch_size
+
+# What training shows, not what it does.
+SHOWN = {"verbose"}
 
 # Taken from the classifier as they are.
 PARAMETERS = (
@@ -71,6 +75,20 @@ class Recipe:
             schedule=None if partial else _schedule(classifier),
             seed=draw_seed(classifier.random_state),
             device=device,
+        )
+
+    def digest(self):
+        """Return a digest that is equal where the same images give the same network, as text.
+
+        Raises
+        ------
+        Undigestible
+            Of users' objects of which no digest can be had.
+        """
+        counts = [field.name for field in fields(self) if field.name not in SHOWN]
+        # Other than in networks, which are the same on every device, it decides on bits.
+        return digest_of(
+            {name: getattr(self, name) for name in counts} | {"device": str(self.device)}
         )
 
     def batch_size_of(self, n):

@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,19 +23,11 @@ from .._networks.table import (
 from .._platform.devices import without_autocast
 from .._platform.randomness import generator
 from .._pretrained.heads import sole_head
-from .net import LeanNet, ProgressBar, Training, learning_rates, make_net
+from .net import ProgressBar, Training, learning_rates, make_net
+from .state import EarlyStopping
 
 
-@dataclass
-class Trained:
-    """What came of training, from its first batch on; nothing if it did not get there."""
-
-    net: LeanNet | None = None
-    n_epochs: int = 0
-    layer_rows: list = field(default_factory=list)
-
-
-def train(recipe, data, valid, trained, *, old=None, partial=False):
+def train(recipe, data, valid, state, *, old=None, partial=False, start=None, after_epoch=None):
     """Train a new net, or go on from the ``old`` one.
 
     Parameters
@@ -44,23 +35,27 @@ def train(recipe, data, valid, trained, *, old=None, partial=False):
     recipe : Recipe
     data, valid : (images, targets, weights)
         ``valid`` and the weights may be None.
-    trained : Trained
-        Filled in, also where an interrupt ends the training; other errors undo what became of
-        ``old``.
+    state : TrainingState
+        A new one, carried on as training goes, also where an interrupt ends it; other errors undo
+        what became of ``old``.
     old : LeanNet or None, default=None
     partial : bool, default=False
         Whether the old net itself is trained, not a copy of it.
+    start : dict or None, default=None
+        What `TrainingState.state_dict` returned in training with the same arguments: it goes on
+        from there, to the same weights.
+    after_epoch : callable or None, default=None
+        Called with ``state`` after each epoch but one that stops training.
     """
     # Whatever modes of torch the caller is in.
     with torch.inference_mode(False), without_autocast(recipe.device):
-        _train(recipe, data, valid, trained, old, partial)
+        _train(recipe, data, valid, state, old, partial, start, after_epoch)
 
 
-def _train(recipe, data, valid, trained, old, partial):
+def _train(recipe, data, valid, state, old, partial, start, after_epoch):
     n_before = 0 if old is None else len(old.history)
     seeds = np.random.SeedSequence([recipe.seed, n_before]).generate_state(4)
     before = old.snapshot() if partial and old is not None else None
-    training = None
     try:
         if before is not None:
             net = old
@@ -69,22 +64,24 @@ def _train(recipe, data, valid, trained, old, partial):
             net = _make_net(recipe, data, old, seeds[0])
         trace = _set_up(recipe, net.module_)
         penultimate = penultimate_tap(trace, net.module_)
-        rows = layer_rows(net.module_.body, *trace, penultimate=penultimate)
+        state.layer_rows = layer_rows(net.module_.body, *trace, penultimate=penultimate)
         report = None
         if recipe.verbose:
-            report = _announce(recipe, net.module_, rows, trace.calls, penultimate)
+            report = _announce(recipe, net.module_, state.layer_rows, trace.calls, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
-        training = _training(recipe, net, part, data, valid, generator(seeds[1]), report)
-        with net.module_.seeded(seeds[2], users_code=recipe.augment is not None):
-            net.train(training)
+        training = _training(recipe, net, part, data, valid, report, after_epoch)
+        state.net, state.order = net, generator(seeds[1])
+        if recipe.patience is not None:
+            state.stopping = EarlyStopping(recipe.patience, recipe.tol)
+        with net.module_.seeded(seeds[2], users_code=recipe.augment is not None) as state.masks:
+            if start is not None:
+                state.load_state_dict(start)
+            net.train(training, state)
     except BaseException as error:
-        kept = isinstance(error, KeyboardInterrupt) and training and training.n_batches
+        kept = isinstance(error, KeyboardInterrupt) and state.n_batches
         if before is not None and not kept:
             old.rollback(before)
         raise
-    finally:
-        if training and training.n_batches:
-            trained.net, trained.n_epochs, trained.layer_rows = net, training.n_epochs, rows
 
 
 def _set_up(recipe, network):
@@ -103,7 +100,7 @@ def _trained_part(recipe, network, calls, output):
     return sole_head(network, calls, output)
 
 
-def _training(recipe, net, part, data, valid, order, report):
+def _training(recipe, net, part, data, valid, report, after_epoch):
     if part is not None:
         data = _before_head(recipe, net.module_, data)
         valid = None if valid is None else _before_head(recipe, net.module_, valid)
@@ -113,12 +110,10 @@ def _training(recipe, net, part, data, valid, order, report):
         part=part,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size_of(len(data[0])),
-        order=order,
         schedule=recipe.schedule,
         augment=recipe.augment,
-        patience=recipe.patience,
-        tol=recipe.tol,
         report=report,
+        after_epoch=after_epoch,
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sklconv._platform.digests import Undigestible, network_digest
+from sklconv._platform.digests import Undigestible, digest_of
 
 
 def conv_net(activation=None):
@@ -51,18 +51,18 @@ def scaled_from(body):
 
 def test_equal_networks_have_equal_digests():
     net = nn.Sequential(conv_net(), Scaled(), Scaled(function=functools.partial(torch.add, 1)))
-    digest = network_digest(net)
-    assert network_digest(copy.deepcopy(net)) == digest
-    assert network_digest(pickle.loads(pickle.dumps(net))) == digest
+    digest = digest_of(net)
+    assert digest_of(copy.deepcopy(net)) == digest
+    assert digest_of(pickle.loads(pickle.dumps(net))) == digest
     net.train().requires_grad_(False).to(memory_format=torch.channels_last)
-    assert network_digest(net) == digest
+    assert digest_of(net) == digest
 
 
 def test_another_process_finds_the_same_digest():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_digests import *\n"
-        "print(network_digest(nn.Sequential(conv_net(), Scaled())))"
+        "print(digest_of(nn.Sequential(conv_net(), Scaled())))"
     )
     folder = __file__.rpartition("test_digests")[0]
     digests = {
@@ -75,7 +75,7 @@ def test_another_process_finds_the_same_digest():
         ).stdout.strip()
         for seed in ("1", "2")
     }
-    assert digests == {network_digest(nn.Sequential(conv_net(), Scaled()))}
+    assert digests == {digest_of(nn.Sequential(conv_net(), Scaled()))}
 
 
 def write_through_data(net):
@@ -127,9 +127,9 @@ def tie(net):
 def test_changes_of_a_network_change_its_digest(change):
     net = conv_net()
     net[2].bias.data.fill_(1.0)  # as its weight is
-    before = network_digest(net)
+    before = digest_of(net)
     change(net)
-    assert network_digest(net) != before
+    assert digest_of(net) != before
 
 
 @pytest.mark.parametrize(
@@ -144,33 +144,33 @@ def test_changes_of_a_network_change_its_digest(change):
 )
 def test_other_attributes_and_other_code_have_other_digests(other):
     same = scaled_from("return self.function(x) * self.factor**power + self.offset")
-    assert network_digest(other) not in (network_digest(Scaled()), network_digest(same))
+    assert digest_of(other) not in (digest_of(Scaled()), digest_of(same))
 
 
 def test_code_that_exec_ran_counts():
     one, other = {}, {}
     exec("def scale(x): return x", one)
     exec("def scale(x): return x * 2", other)
-    assert network_digest(holding(one["scale"])) != network_digest(holding(other["scale"]))
+    assert digest_of(holding(one["scale"])) != digest_of(holding(other["scale"]))
 
 
 @pytest.mark.parametrize(
     "net", [nn.LSTM(3, 4), torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4))]
 )
 def test_networks_of_torchs_own_have_digests(net):
-    assert network_digest(net.eval()) == network_digest(copy.deepcopy(net))
+    assert digest_of(net.eval()) == digest_of(copy.deepcopy(net))
 
 
 def test_loggers_have_a_digest_that_stays():
     net = holding(logging.getLogger(__name__))
-    before = network_digest(net)
+    before = digest_of(net)
     logging.getLogger(f"{__name__}.other")
-    assert network_digest(net) == before
+    assert digest_of(net) == before
 
 
 def test_code_is_compared_not_its_place():
     line = "return self.function(x) * self.factor**power"
-    assert network_digest(scaled_from(line)) == network_digest(scaled_from(line + "  # why"))
+    assert digest_of(scaled_from(line)) == digest_of(scaled_from(line + "  # why"))
 
 
 def enclosing(value):
@@ -182,16 +182,16 @@ def enclosing(value):
 
 
 def test_what_code_encloses_counts():
-    assert network_digest(enclosing(2)) == network_digest(enclosing(2))
-    assert network_digest(enclosing(2)) != network_digest(enclosing(3))
+    assert digest_of(enclosing(2)) == digest_of(enclosing(2))
+    assert digest_of(enclosing(2)) != digest_of(enclosing(3))
 
 
 def test_defaults_and_class_constants_count(monkeypatch):
-    before = network_digest(Scaled())
+    before = digest_of(Scaled())
     monkeypatch.setattr(Scaled, "offset", 3.0)
-    changed = network_digest(Scaled())
+    changed = digest_of(Scaled())
     monkeypatch.setattr(Scaled.forward, "__defaults__", (2,))
-    assert len({before, changed, network_digest(Scaled())}) == 3
+    assert len({before, changed, digest_of(Scaled())}) == 3
 
 
 def pre_hook(net, function):
@@ -285,14 +285,14 @@ def cached(value):
     ],
 )
 def test_other_values_of_any_kind_have_other_digests(one, other):
-    assert network_digest(one) == network_digest(copy.deepcopy(one))
-    assert network_digest(one) != network_digest(other)
+    assert digest_of(one) == digest_of(copy.deepcopy(one))
+    assert digest_of(one) != digest_of(other)
 
 
 @pytest.mark.parametrize("value", [nn.LazyLinear(2), 10**5000], ids=["lazy", "large"])
 def test_what_raises_has_no_digest(value):
     with pytest.raises(Undigestible):
-        network_digest(holding(value))
+        digest_of(holding(value))
 
 
 def test_modules_in_a_circle_have_a_digest():
@@ -301,7 +301,7 @@ def test_modules_in_a_circle_have_a_digest():
         net.options["self"] = [net]
         return net
 
-    assert network_digest(circle()) == network_digest(circle())
+    assert digest_of(circle()) == digest_of(circle())
 
 
 @pytest.mark.parametrize(
@@ -311,10 +311,10 @@ def test_what_has_no_digest_is_an_error(value):
     net = conv_net()
     net.held = value
     with pytest.raises(Undigestible, match=type(value).__name__):
-        network_digest(net)
+        digest_of(net)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_scripted_modules_have_no_digest():
     with pytest.raises(Undigestible, match="ScriptModule"):
-        network_digest(torch.jit.script(conv_net()))
+        digest_of(torch.jit.script(conv_net()))
