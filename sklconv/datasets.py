@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import secrets
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,6 +18,7 @@ from sklearn.datasets import fetch_openml
 from ._images.files import ImageFiles, as_file_list
 from ._images.forms import check_image_shape
 from ._images.sources import CHUNK_BYTES, slices
+from ._platform.files import replacing
 
 __all__ = ["load_images", "load_mnist"]
 
@@ -292,21 +292,14 @@ def _iterate_batches(files, verbose):
 def _write_npy(files, path, verbose):
     if path.is_dir():
         raise IsADirectoryError(f"out={str(path)!r} is a folder; give the name of a .npy file")
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        # Written as a file, for a memmap on a full disk kills the process instead of raising.
-        with open(partial, "xb") as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(files.dtype),
-                "fortran_order": False,
-                "shape": files.shape,
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-            for _, batch in _iterate_batches(files, verbose):
-                file.write(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(files.dtype),
+        "fortran_order": False,
+        "shape": files.shape,
+    }
+    # Written as a file, for a memmap on a full disk kills the process instead of raising.
+    with replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, batch in _iterate_batches(files, verbose):
+            file.write(batch)
     return np.load(path, mmap_mode="r")

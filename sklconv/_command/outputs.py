@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .._images.sources import CHUNK_BYTES, slices
+from .._platform.files import replacing
 from .errors import CommandError, writing
 from .photos import Photos
 
@@ -120,16 +121,8 @@ def check_output(output):
 def write_output(output, results, photos, names):
     """Write the features to the path ``output``, which gets its name when all is on the disk."""
     table = FeatureTable(results.features(), names, photos)
-    temporary = results.folder / "output"
-    try:
-        with writing(output):
-            with open(temporary, "wb") as file:
-                WRITERS[output.suffix.lower()](file, table)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(output), replacing(output, temporary=results.folder / "output") as file:
+        WRITERS[output.suffix.lower()](file, table)
 
 
 def write_bad_list(output, bad):

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 
 import numpy as np
 
+from .._platform.files import locked
 from .errors import CommandError, writing
 
 # Largest difference of a probe's features, as a share of the largest.
@@ -38,12 +39,18 @@ class PartialResults:
     def __init__(self, folder):
         self.folder = folder
         self.n_rows, self.bad = 0, {}
-        with writing(folder), ExitStack() as files:
+        with writing(folder), ExitStack() as opened:
             folder.mkdir(exist_ok=True)
-            self._features = files.enter_context(open(folder / "features", "a+b"))
-            _lock(self._features, folder)
-            self._batches = files.enter_context(open(folder / "batches", "a+b"))
-            self._files = files.pop_all()
+            opened.callback(self._remove_folder)
+            try:
+                opened.enter_context(locked(folder / "lock"))
+            except TimeoutError:
+                message = f"{folder}: another run is writing to this output"
+                raise CommandError(message) from None
+            opened.callback(self._remove_files)
+            self._features = opened.enter_context(open(folder / "features", "a+b"))
+            self._batches = opened.enter_context(open(folder / "batches", "a+b"))
+            self._opened = opened.pop_all()
 
     def begin(self, settings, probe):
         """Continue where the last run stopped, if its settings are the same and its probe is near.
@@ -126,25 +133,16 @@ class PartialResults:
 
     def close(self):
         """Close the files; leave no folder behind if nothing is in it."""
-        is_empty = os.path.getsize(self._features.name) == 0
         with suppress(OSError):  # a full disk: that has been said by now
-            self._files.close()
-        if is_empty:
-            # File by file: nobody knows what else somebody may have put there.
-            for name in ("batches", "settings", "probe.npy", "features"):
-                (self.folder / name).unlink(missing_ok=True)
-            with suppress(OSError):
-                self.folder.rmdir()
+            self._opened.close()
 
+    def _remove_files(self):
+        with suppress(OSError):  # there are none: none could be made
+            if not os.path.getsize(self.folder / "features"):
+                # File by file: nobody knows what else somebody may have put there.
+                for name in ("batches", "settings", "probe.npy", "features"):
+                    (self.folder / name).unlink(missing_ok=True)
 
-def _lock(file, folder):
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CommandError(f"{folder}: another run is writing to this output") from None
-    except OSError:
-        pass  # a file system without locks
+    def _remove_folder(self):
+        with suppress(OSError):  # it is not empty
+            self.folder.rmdir()
