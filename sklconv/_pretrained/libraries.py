@@ -29,15 +29,14 @@ class Timm:
         return self._timm.is_model(name)  # also with a tag behind it: resnet18.a1_in1k
 
     def preprocessing(self, name):
-        config = self._timm.get_pretrained_cfg(name)
-        size = config.test_input_size or config.input_size
+        config = vars(self._timm.get_pretrained_cfg(name))
+        known = self._timm.data.resolve_data_config(pretrained_cfg=config, use_test_size=True)
+        _, *size = known.pop("input_size")
+        bilinear = known["interpolation"] == "bilinear"
         return {
-            "mean": tuple(config.mean),
-            "std": tuple(config.std),
-            "image_size": size[1] if size[1] == size[2] else size[1:],
-            "interpolation": "bilinear" if config.interpolation == "bilinear" else "bicubic",
-            "crop_pct": config.test_crop_pct or config.crop_pct,
-            "crop_mode": config.crop_mode,
+            **known,
+            "image_size": size[0] if size[0] == size[1] else tuple(size),
+            "interpolation": "bilinear" if bilinear else "bicubic",
         }
 
     def size_to_build(self, name, size, pretrained):
