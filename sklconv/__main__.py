@@ -30,6 +30,8 @@ BACKBONE_HELP = (
     "current folder"
 )
 
+WANTED = "(default: as the weights want it)"
+
 
 def main(argv=None):
     """Run the command with these arguments, by default the process's; return its exit code."""
@@ -128,8 +130,12 @@ def _add_extract(commands):
     add("--pool", default="avg", choices=["avg", "max", "flatten", "cls"], help=pool)
     _add_network_options(add, "pretrained")
     for name in ("mean", "std"):
-        text = f"{name} of each channel, for pixels in [0, 1] (default: as the weights want it)"
+        text = f"{name} of each channel, for pixels in [0, 1] {WANTED}"
         add(f"--{name}", type=_numbers, metavar="R,G,B", help=text)
+    text = "photos are resized to image size / X, and the middle is taken; 1 keeps the margins"
+    add("--crop-pct", type=float, metavar="X", help=f"{text} {WANTED}")
+    text = "which sides are resized so: center, the shorter; squash, both; border, the longer"
+    add("--crop-mode", choices=["center", "squash", "border"], help=f"{text} {WANTED}")
     add("--batch-size", type=_positive, default=32, metavar="N", help="default: 32")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     bad = "unreadable photos: nan skips them, raise stops (default: nan)"
@@ -148,7 +154,7 @@ def _add_network_options(add, weights):
     add("--weights", default=weights, help=text)
     size = (
         "height and width of what the network gets: photos are resized and cropped to it as the "
-        "weights' library does (default: as the weights want it)"
+        f"weights' library does {WANTED}"
     )
     add("--image-size", type=_positive, metavar="N", help=size)
 

@@ -7,23 +7,24 @@ from contextlib import contextmanager
 
 import torch
 
-from .._pretrained.backbones import Backbone
+from .._pretrained.backbones import PREPROCESSING, Backbone
 from .._pretrained.libraries import LIBRARIES
 from .console import in_one_line
 from .errors import CommandError
 
 
-def make_backbone(arguments, **preprocessing):
+def make_backbone(arguments):
     """Return the `Backbone` that the command's options describe."""
-    network, size = arguments.backbone, arguments.image_size
+    network = arguments.backbone
     if network.partition("/")[0] not in LIBRARIES and ":" in network:
         network = _import_network(network)
-        if size is None:
+        if arguments.image_size is None:
             raise CommandError(
                 f"--image-size is missing: nothing says what size {arguments.backbone} wants"
             )
     weights = None if arguments.weights == "none" else arguments.weights
-    return Backbone(network, weights=weights, image_size=size, **preprocessing)
+    given = {name: getattr(arguments, name, None) for name in PREPROCESSING}
+    return Backbone(network, weights=weights, **given)
 
 
 def _import_network(name):

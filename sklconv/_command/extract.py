@@ -3,12 +3,14 @@
 import sys
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from .._estimators.feature_extractor import ConvFeatureExtractor
+from .._images.files import TAKE_A_READER
 from .._platform.digests import Undigestible, digest_of
 from .._pretrained.libraries import LIBRARIES
 from .backbone import make_backbone
@@ -56,14 +58,13 @@ def extract(arguments):
 
 
 def _fit_extractor(arguments, photos):
-    backbone = make_backbone(arguments, mean=arguments.mean, std=arguments.std)
     extractor = ConvFeatureExtractor(
-        backbone,
+        make_backbone(arguments),
         layer=arguments.layer or "penultimate",
         pool=arguments.pool,
         batch_size=arguments.batch_size,
         device=arguments.device,
-        on_bad_image=arguments.on_bad_image,
+        on_bad_image="nan",
         random_state=0,  # random weights are the same in the run that goes on
     )
     return extractor.fit(photos.paths)
@@ -75,6 +76,8 @@ def _begin(results, extractor, photos, arguments):
         "--layer": extractor.layers_,
         "--pool": arguments.pool,
         "--image-size": list(extractor.image_shape_),
+        "--crop-pct": extractor.backbone_.crop_pct,
+        "--crop-mode": extractor.backbone_.crop_mode,
         "--batch-size": arguments.batch_size,
         "the device": str(extractor.module_.device),
         "the software": {},
@@ -108,9 +111,6 @@ def _probe(extractor):
 
 
 def _compute(results, extractor, photos, arguments):
-    if arguments.on_bad_image == "raise" and results.bad:
-        row, reason = min(results.bad.items())
-        raise CommandError(f"{photos.paths[row]} can't be read: {reason}")
     n_photos, on_terminal = len(photos.paths), sys.stderr.isatty()
     bar = tqdm(
         total=n_photos,
@@ -119,7 +119,11 @@ def _compute(results, extractor, photos, arguments):
         disable=arguments.quiet or not on_terminal,
     )
     with bar:
-        for n_rows in _compute_rest(extractor, photos, results):
+        # First the bad ones that an earlier run has found.
+        for n_rows in chain([0], _compute_rest(extractor, photos, results)):
+            if arguments.on_bad_image == "raise" and results.bad:
+                row, reason = min(results.bad.items())
+                raise CommandError(f"{photos.paths[row]} can't be read: {reason}")
             bar.update(n_rows)
             if not (arguments.quiet or on_terminal):
                 _say_progress(results.n_rows - n_rows, results.n_rows, n_photos)
@@ -135,7 +139,9 @@ def _compute_rest(extractor, photos, results):
             # Files are read ahead: bad ones may be listed that belong to batches to come.
             here = range(results.n_rows, results.n_rows + len(rows))
             bad = {first + row: reason for row, _, reason in extractor.bad_images_}
-            results.append(rows, {row: reason for row, reason in bad.items() if row in here})
+            # No option of the command takes a reader.
+            own = {row: bad[row].removesuffix(TAKE_A_READER) for row in here if row in bad}
+            results.append(rows, own)
             yield len(rows)
 
 

@@ -41,12 +41,10 @@ class PartialResults:
         self.n_rows, self.bad = 0, {}
         with writing(folder), ExitStack() as opened:
             folder.mkdir(exist_ok=True)
-            opened.callback(self._remove_folder)
             try:
                 opened.enter_context(locked(folder / "lock"))
             except TimeoutError:
-                message = f"{folder}: another run is writing to this output"
-                raise CommandError(message) from None
+                raise CommandError(f"{folder}: another run is writing to this output") from None
             opened.callback(self._remove_files)
             self._features = opened.enter_context(open(folder / "features", "a+b"))
             self._batches = opened.enter_context(open(folder / "batches", "a+b"))
@@ -135,14 +133,12 @@ class PartialResults:
         """Close the files; leave no folder behind if nothing is in it."""
         with suppress(OSError):  # a full disk: that has been said by now
             self._opened.close()
+        with suppress(OSError):  # the folder is not empty
+            self.folder.rmdir()
 
     def _remove_files(self):
-        with suppress(OSError):  # there are none: none could be made
+        with suppress(OSError):  # there are none: they could not be made
             if not os.path.getsize(self.folder / "features"):
                 # File by file: nobody knows what else somebody may have put there.
                 for name in ("batches", "settings", "probe.npy", "features"):
                     (self.folder / name).unlink(missing_ok=True)
-
-    def _remove_folder(self):
-        with suppress(OSError):  # it is not empty
-            self.folder.rmdir()

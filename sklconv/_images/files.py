@@ -42,6 +42,9 @@ DRAFT_MARGIN = 4
 
 MAX_THREADS = 4
 
+# What a reason ends in where a reader may help.
+TAKE_A_READER = "; take a reader that returns it as an array"
+
 # Pixels of 16 bits that are made 8 bits at a time.
 STRIP_PIXELS = 2**16
 
@@ -309,7 +312,7 @@ class ImageFiles:
         if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
             return _too_large()
         if isinstance(error, UnidentifiedImageError):
-            return f"it is none of {', '.join(FORMATS)}; other formats take a reader"
+            return f"it is none of {', '.join(FORMATS)}{TAKE_A_READER}"
         if self.reader is not None:
             return f"the reader raised {type(error).__name__}: {error}"
         return f"it can't be decoded ({str(error) or type(error).__name__})"
@@ -440,10 +443,8 @@ def _convert(image, channels):
     if sixteen_bits:
         image = _to_eight_bits(image)
     elif image.mode in ("I", "F"):
-        raise _Unreadable(
-            f"its values (Pillow's mode {image.mode}) have no fixed range; take a reader that "
-            "returns them as an array"
-        )
+        mode = f"Pillow's mode {image.mode}"
+        raise _Unreadable(f"its values ({mode}) have no fixed range{TAKE_A_READER}")
     elif "transparency" in image.info and image.mode == "P":
         # By way of RGBA: to convert it at once is undefined, and Pillow warns of it.
         image = image.convert("RGBA")

@@ -209,6 +209,20 @@ def test_mean_and_std_and_weights_reach_the_backbone(photos):
     np.testing.assert_array_equal(np.load("features.npz")["features"], expected)
 
 
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_crop_reaches_the_backbone(photos, crop_mode):
+    sys.path.append("")
+    import nets
+
+    given = ["--crop-pct", "0.8", "--crop-mode", crop_mode]
+    assert extract("photos", "--backbone", "nets:network", "--image-size", "12", *given) == 0
+    backbone = Backbone(nets.network, image_size=12, crop_pct=0.8, crop_mode=crop_mode)
+    expected = ConvFeatureExtractor(backbone, batch_size=32).fit_transform(photos)
+    np.testing.assert_array_equal(np.load("features.npz")["features"], expected)
+    whole = ConvFeatureExtractor(Backbone(nets.network, image_size=12)).fit_transform(photos)
+    assert (expected != whole).any()
+
+
 def printed_code(capsys):
     """What the command has printed before its lines of Python, and these lines."""
     said, mark, code = capsys.readouterr().out.partition("next, in Python:\n\n")
@@ -467,6 +481,19 @@ def test_bad_photos_are_nan_and_listed(photos, bad_photos, capsys):
     assert warned == [f"sklconv: not read: {path}: {reason}" for path, reason in rows[1:]]
 
 
+@pytest.mark.parametrize(("way", "exit_code"), [("nan", 0), ("raise", 2)])
+def test_reasons_advise_nothing_that_the_command_has_not(photos, way, exit_code, capsys):
+    Path("text.png").write_text("a letter")
+    Image.fromarray(np.zeros((9, 9), np.int32)).save("integers.tif")
+    reasons = {"text.png": "it is none of AVIF, BMP, ", "integers.tif": "have no fixed range"}
+    for name, reason in reasons.items():
+        assert extract(name, photos[0], *OPTIONS, "--on-bad-image", way) == exit_code
+        said = capsys.readouterr().err
+        assert name in said
+        assert reason in said
+        assert "reader" not in said
+
+
 def test_list_of_bad_photos_goes_when_they_are_good(photos, bad_photos):
     extract("photos", *OPTIONS)
     for path in bad_photos:
@@ -622,6 +649,8 @@ def keep_photos(path):
             ["--pool", "max", "--image-size", "13"],
             "--pool, --image-size, the network",
         ),
+        (keep_photos, ["--crop-pct", "0.9"], "--crop-pct, --crop-mode"),
+        (keep_photos, ["--crop-mode", "border"], "--crop-mode"),
         (keep_photos, ["--batch-size", "5"], "--batch-size"),
         (keep_photos, ["--backbone", "nets:make_seeded"], "--backbone, the network"),
         (keep_photos, ["--mean", "0.1", "--std", "1"], "the network"),
@@ -814,6 +843,9 @@ def error_of(capsys, *arguments):
         ),
         (["photos", *NETWORK, "--batch-size", "0"], "'0' is not a number from 1 up"),
         (["photos", *NETWORK, "--mean", "a,b"], "'a,b' is not a list of numbers"),
+        (["photos", *NETWORK, "--crop-pct", "a"], "--crop-pct: invalid float value: 'a'"),
+        (["photos", *NETWORK, "--crop-pct", "2"], "'crop_pct' parameter of backbone"),
+        (["photos", *NETWORK, "--crop-mode", "middle"], "invalid choice: 'middle'"),
         (["photos", *NETWORK, "--pool", "sum"], "invalid choice: 'sum'"),
         (["photos", *NETWORK, "--nonsense"], "unrecognized arguments: --nonsense"),
         (["photos"], "required: --backbone"),
