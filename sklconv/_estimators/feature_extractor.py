@@ -25,12 +25,14 @@ from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
     Interval,
+    InvalidParameterError,
     StrOptions,
     SuggestingEstimator,
     check_feature_names_in,
     fit_context,
 )
 from .._pretrained.backbones import Backbone, file_options
+from .._pretrained.libraries import suggest_network
 from .classifier import ConvNetClassifier
 from .undo import undone_if_it_fails
 
@@ -288,6 +290,15 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             # Else it could not be unpickled on a machine without a GPU.
             state = {**state, "_network": copy.deepcopy(network).cpu()}
         return state
+
+    def _validate_params(self):
+        if isinstance(self.estimator, str):
+            raise InvalidParameterError(
+                f"estimator={self.estimator!r} is none of a ConvNetClassifier, a FrozenEstimator "
+                "of one, a Backbone, a torch.nn.Module and None."
+                + suggest_network(self.estimator, form="Backbone({!r})")
+            )
+        super()._validate_params()
 
     def _note_bad_images(self, images, features, start):
         """Record the files that could not be read; their rows become NaN."""

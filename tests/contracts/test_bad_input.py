@@ -447,6 +447,19 @@ def test_a_word_that_is_meant_is_proposed(params, meant):
         classifier().set_params(**params).fit(X, y)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("timm/resnet18", r" Did you mean Backbone\('timm/resnet18'\)\?"),
+        ("efficientnet_lite/efficientnet-lite9", r" Did you mean Backbone\('effic.*lite.'\)\?"),
+        ("xyzzy", ""),
+    ],
+)
+def test_a_network_by_name_is_a_backbone(name, meant, timm):
+    with pytest.raises(ValueError, match=rf"^estimator='{name}' is none of .* None\.{meant}$"):
+        ConvFeatureExtractor(name).fit(X)
+
+
 @pytest.mark.parametrize("params", [{"optimizer": "xyz"}, {"class_weight": "even"}, {"lr": "a"}])
 def test_nothing_is_proposed_for_words_unlike_any(params):
     with pytest.raises(ValueError, match=r"'(optimizer|class_weight|lr)' parameter") as raised:
