@@ -10,7 +10,7 @@ import torch
 
 from .._platform.devices import autocast
 from .._platform.passes import pass_hooks
-from .._platform.words import did_you_mean
+from .._platform.words import not_a_layer
 from .tracing import describe
 
 
@@ -71,10 +71,7 @@ def _matching(layer, names, trace):
     others = fnmatch.filter(trace.others, layer)
     if others:
         raise ValueError(_not_one_tensor(layer, others[0], names, trace))
-    raise ValueError(
-        f"layer={layer!r} is not a layer of this network. Its layers are: {', '.join(names)}."
-        + did_you_mean(layer, [*names, "penultimate"])
-    )
+    raise ValueError(not_a_layer("layer", layer, names, "penultimate"))
 
 
 def _not_one_tensor(layer, name, names, trace):

@@ -12,7 +12,7 @@ from .. import layers
 from .._activations.tracing import trace_layers
 from .._platform.layouts import RightLayouts, weights_channels_last
 from .._platform.randomness import generator, seeded_global_states
-from .._platform.words import by, did_you_mean
+from .._platform.words import by, did_you_mean, not_a_layer
 from .._pretrained.backbones import Backbone
 from .._pretrained.heads import can_reset_head, drop_auxiliary_heads, replace_head, reset_head
 from .._pretrained.libraries import suggest_network
@@ -42,8 +42,7 @@ def is_auto(module):
 
 
 def build_layers(steps, image_shape, n_classes, generator):
-    """Return a `LayerStack` of ``steps``, ``(name, layer)`` pairs, for images of this shape."""
-    check_layers(steps)
+    """Return a `LayerStack` of ``steps``, which `check_layers` has passed, for such images."""
     steps = [(name, layer) for name, layer in steps if not _is_passthrough(layer)]
     names = {name for name, _ in steps}
     if not any(_is_output(layer) for _, layer in steps):
@@ -174,10 +173,7 @@ def frozen_layers(network, freeze):
     for pattern in [freeze] if isinstance(freeze, str) else freeze:
         names = [pattern] if pattern in modules else fnmatch.filter(modules, pattern)
         if not names:
-            raise ValueError(
-                f"freeze={pattern!r} is not a layer of this network. Its layers are: "
-                f"{', '.join(modules)}.{did_you_mean(pattern, modules)}"
-            )
+            raise ValueError(not_a_layer("freeze", pattern, modules))
         found |= {name: modules[name] for name in names}
     return list(found.values())
 

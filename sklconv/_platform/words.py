@@ -1,4 +1,4 @@
-"""Pieces of messages: what a wrong name may have meant, and sizes."""
+"""Messages and pieces of them: what a wrong name may have meant, and sizes."""
 
 import difflib
 
@@ -36,6 +36,14 @@ def did_you_mean(name, names, *, n=1, form="{!r}"):
     if not nearest:
         return ""
     return f" Did you mean {', '.join(form.format(known[other]) for other in nearest)}?"
+
+
+def not_a_layer(parameter, name, names, *words):
+    """Return the error of a ``parameter`` that takes a layer's name, or one of ``words``."""
+    return (
+        f"{parameter}={name!r} is not a layer of this network. Its layers are: "
+        f"{', '.join(names)}.{did_you_mean(name, [*names, *words])}"
+    )
 
 
 def by(sizes):

@@ -302,6 +302,8 @@ class PrepareForWeights(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    low: float
+    high: float
     largest = None  # nothing is learnt at fit
 
     def __init__(self, channels, size, mean, std, fitting, value_range):
@@ -309,7 +311,10 @@ class PrepareForWeights(nn.Module):
         self.channels, self.size = channels, size
         self.fitting = fitting  # None: images are neither resized nor cropped
         self.value_range = value_range
+        self.low, self.high = value_range or (0, 1)
         self.standardize = mean is not None
+        # Else nobody knows what pixels span that are not uint8.
+        self.has_range = self.standardize or value_range is not None
         if self.standardize:
             self.register_buffer("mean", torch.tensor([*mean]).float().view(1, -1, 1, 1))
             self.register_buffer("std", torch.tensor([*std]).float().view(1, -1, 1, 1))
@@ -327,36 +332,26 @@ class PrepareForWeights(nn.Module):
 
     def unpack_bytes(self, x):
         """Return uint8 pixels as floats that mean the same to `forward`."""
-        low, high = self.value_range or (0, 1)
-        return x.to(torch.float32).mul_((high - low) / 255).add_(low)
+        return x.to(torch.float32).mul_((self.high - self.low) / 255).add_(self.low)
 
     def _check_range(self, x):
-        if x.dtype == torch.uint8 or not self._has_range:
+        if x.dtype == torch.uint8 or not self.has_range:
             return
-        low, high = self.value_range or (0, 1)
         least, most = (float(v) for v in x.aminmax())
-        if not (low <= least and most <= high):
+        if not (self.low <= least and most <= self.high):
             raise ValueError(
                 f"X has values from {least:.4g} to {most:.4g}, outside of the "
                 + ("value_range=" if self.value_range else "range ")
-                + f"({low}, {high}) that the backbone expects of pixels other than uint8; pass "
-                "uint8, or say what they span: Backbone(..., value_range=(low, high))"
+                + f"({self.low}, {self.high}) that the backbone expects of pixels other than "
+                "uint8; pass uint8, or say what they span: Backbone(..., value_range=(low, high))"
             )
-
-    @property
-    def _has_range(self):
-        """Whether it is known what pixels span that are not uint8."""
-        return self.standardize or self.value_range is not None
 
     def _scaled(self, x):
         """Return a copy of ``x`` whose values span [0, 1], if their range is known."""
         scaled = x.to(torch.float32, copy=True)
         if x.dtype == torch.uint8:
             return scaled.div_(255)
-        if not self._has_range:
-            return scaled
-        low, high = self.value_range or (0, 1)
-        return scaled.sub_(low).div_(high - low)
+        return scaled.sub_(self.low).div_(self.high - self.low) if self.has_range else scaled
 
     def _matched(self, x):
         came = x.shape[1]
@@ -385,7 +380,7 @@ class PrepareForWeights(nn.Module):
             x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             x = resample(x, spans, interpolation, as_bytes).div_(255)
         else:
-            finish = in_unit_range if self._has_range else None
+            finish = in_unit_range if self.has_range else None
             x = resample(self._scaled(x), spans, interpolation, finish)
         return self._padded(x, spans)
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import torch
 
-from .._platform.words import did_you_mean
+from .._platform.words import by, did_you_mean
 from .heads import AUXILIARY, drop_auxiliary_heads
 
 
@@ -256,7 +256,7 @@ def create_network(network, pretrained, size=None):
         if size is None:
             raise
         raise ValueError(
-            f"Backbone: {network!r} can't be built for images of {size[0]}×{size[1]} pixels: "
+            f"Backbone: {network!r} can't be built for images of {by(size)} pixels: "
             f"{error}. Give another image_size, or none, for the size of its weights"
         ) from error
 

@@ -82,7 +82,9 @@ class Activation(Layer):
 class Activated:
     """Mixin for linear maps: applies the activation to what they compute."""
 
-    activation: str | None
+    def __init__(self, *args, activation, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.activation = activation
 
     def reset_parameters(self):
         """Leave the weights to `initialize`, which has a generator of its own."""

@@ -22,10 +22,6 @@ ONEDNN_IMAGES, ONEDNN_VALUES = 16, 64
 class ConvActivation(Activated, nn.Conv2d):
     """A convolution and its activation."""
 
-    def __init__(self, *args, activation, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.activation = activation
-
     def linear(self, x):
         if self.padding != "same":
             if self.stride == (1, 1):  # which is always right, and asked in no time

@@ -23,10 +23,6 @@ FEW_OUTPUTS, MANY_INPUTS, MANY_IMAGES = 16, 1024, 16
 class LinearActivation(Activated, nn.Linear):
     """A fully connected layer and its activation."""
 
-    def __init__(self, *args, activation, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.activation = activation
-
 
 class Dense(Layer):
     """Fully connected layer, followed by an activation.
