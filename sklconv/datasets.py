@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import fetch_openml
 
-from ._images.files import ImageFiles, as_file_list
+from ._images.files import FileOptions, ImageFiles, as_file_list
 from ._images.forms import check_image_shape
 from ._images.sources import CHUNK_BYTES, slices
 from ._platform.files import replacing
@@ -250,7 +250,7 @@ def load_images(
     shape = check_image_shape(image_shape)
     if shape is None:
         raise ValueError("image_shape=None: say (height, width) or (channels, height, width)")
-    files = ImageFiles(as_file_list(paths), shape, reader)
+    files = ImageFiles(as_file_list(paths), shape, FileOptions(reader))
     if not len(files):
         raise ValueError("paths is empty: there are no images to load")
     if isinstance(out, (str, os.PathLike)):
@@ -285,7 +285,7 @@ def _iterate_batches(files, verbose):
         tqdm(total=len(files), unit="image", disable=not verbose) as progress,
     ):
         for cut, batch in zip(cuts, batches, strict=True):
-            yield cut, batch
+            yield cut, batch.numpy()
             progress.update(len(batch))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from .._images.forms import ImageFormat, check_images
-from .._images.sources import check_finite, take_rows
 from .._networks.building import auto_layers, check_layers, is_auto
 from .._networks.inference import collect_outputs, read_images
 from .._networks.table import as_table
@@ -478,19 +477,19 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         return collect_outputs(network, images, lambda x: finish(network(x)), type(self).__name__)
 
     def _read_training_data(self, X, y, *, reset):
-        """Check X and y; return images (n, C, H, W) and labels (n,)."""
+        """Check X and y; return an `ImageSource` and labels (n,)."""
         name = type(self).__name__
         if y is None:
             raise ValueError(f"{name} requires y to be passed, but the target y is None")
         X = check_images(self, X, reset=reset)
         if reset:
-            files = file_options(self.module, X) | {"reader": self.reader}
+            files = file_options(self.module, X, self.reader)
             self._format = ImageFormat.infer(X, self.image_shape, self.data_format, files)
             self.image_shape_ = self._format.shape
             self.n_features_in_ = self._format.n_features
         images = self._format.read(X, name)
         y = check_labels(y, images, "y")
-        check_finite(images, name)
+        images.check_finite(name)
         return images, y
 
     def _read_validation_data(self, X_val, y_val, sample_weight_val):
@@ -502,7 +501,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         if X_val is None or y_val is None:
             raise ValueError("X_val and y_val go together: one of them is missing")
         images = self._format.read(check_images(self, X_val, reset=False), type(self).__name__)
-        check_finite(images, type(self).__name__)
+        images.check_finite(type(self).__name__)
         y_val = check_labels(y_val, images, "y_val")
         weights = combined_weights(
             sample_weight_val, None, images, y_val, self.classes_, "sample_weight_val"
@@ -515,7 +514,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         parts = hold_out(data[1], self.validation_fraction, seed)
         images, targets, weights = data
         return tuple(
-            (take_rows(images, rows), targets[rows], None if weights is None else weights[rows])
+            (images.take(rows), targets[rows], None if weights is None else weights[rows])
             for rows in parts
         )
 

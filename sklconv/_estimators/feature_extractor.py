@@ -14,7 +14,6 @@ from sklearn.utils.validation import check_is_fitted
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_taps
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
-from .._images.files import ImageFiles
 from .._images.forms import ImageFormat, check_image_shape, check_images
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
@@ -302,11 +301,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     def _note_bad_images(self, images, features, start):
         """Record the files that could not be read; their rows become NaN."""
-        if not isinstance(images, ImageFiles):
-            return
-        self.bad_images_ = images.bad
-        rows = [row - start for row, _, _ in images.bad if 0 <= row - start < len(features)]
-        features[rows] = np.nan
+        if (bad := images.bad) is not None:
+            self.bad_images_ = bad
+            rows = [row - start for row, _, _ in bad if 0 <= row - start < len(features)]
+            features[rows] = np.nan
 
     def _train_classifier(self, X, y, sample_weight, X_val, y_val):
         estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
@@ -355,14 +353,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self.estimator_ = classifier
 
     def _with_file_options(self, image_format):
-        files = image_format.files | {"on_bad_image": self.on_bad_image}
-        if self.reader is not None:
-            files["reader"] = self.reader
+        reader = image_format.files.reader if self.reader is None else self.reader
+        files = replace(image_format.files, reader=reader, on_bad_image=self.on_bad_image)
         return replace(image_format, files=files)
 
     def _take_backbone(self, X):
-        files = file_options(self.estimator, X) | self._file_options()
-        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
+        self._infer_format(X)
         self.backbone_ = self.estimator.resolve()
         seed = draw_seed(self.random_state)
         with seeded_global_states(seed):  # for weights=None
@@ -372,12 +368,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             self._network.prepare.leave_size()
         self._network.prepare.to(self._network.device)
 
-    def _file_options(self):
-        return {"reader": self.reader, "on_bad_image": self.on_bad_image}
+    def _infer_format(self, X):
+        files = file_options(self.estimator, X, self.reader, self.on_bad_image)
+        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
 
     def _take_module(self, X):
-        files = self._file_options()
-        self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
+        self._infer_format(X)
         network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
         network.to(resolve_device(self.device or "auto"))
         self._network = weights_channels_last(network)

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .files import ImageFiles
-from .sources import iterate_batches, slices, take_batch
+from .sources import ImageSource, as_tensor, slices
 
 
 @dataclass
 class ImageSet:
     """Images with their targets: what a net trains on or is validated on."""
 
-    images: np.ndarray  # (n, C, H, W)
+    images: ImageSource  # (n, C, H, W)
     targets: torch.Tensor  # (n,), int64, on the net's device
     weights: torch.Tensor | None = None  # (n,), float32, of mean 1
 
@@ -23,8 +22,8 @@ class ImageSet:
     def batches(self, cuts, device, order=None):
         """Iterate over tensors of the images that each of ``cuts`` names, out of ``order``."""
         # Arrays have been checked as a whole; what a reader of files returns has not.
-        name = "ConvNetClassifier" if isinstance(self.images, ImageFiles) else None
-        return iterate_batches(self.images, cuts, device, name, order)
+        name = "ConvNetClassifier" if self.images.lazy else None
+        return self.images.batches(cuts, device, name, order)
 
 
 class SkorchBatches:
@@ -38,12 +37,13 @@ class SkorchBatches:
 
     def __iter__(self):
         n, X, y = len(self.dataset), self.dataset.X, self.dataset.y
+        # What callbacks and users of the net hand over: an array, a tensor or a source.
         X = X.cpu().numpy() if isinstance(X, torch.Tensor) else X
         order = torch.randperm(n).numpy() if self.shuffle else np.arange(n)
         for cut in self.cuts:
             rows = order[cut]
             target = torch.zeros(len(rows)) if y is None else torch.as_tensor(y[rows])
-            yield take_batch(X, rows), target
+            yield as_tensor(X[rows]), target
 
 
 def training_batches(n, size):

@@ -9,14 +9,17 @@ import stat
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from numbers import Integral
 
 import joblib
 import numpy as np
 
-from .cropping import WHOLE
+from .cropping import WHOLE, Fitting
 from .resizing import UPRIGHT, pad, resize_part, turned
+from .sources import ImageSource, as_tensor
 
 # The formats that are read, whatever a file is called, and Pillow's modules for them: common
 # ones, and none whose decoder starts another program.
@@ -156,7 +159,36 @@ def _shortened(value):
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-class ImageFiles:
+@dataclass(frozen=True)
+class FileOptions:
+    """How image files are read.
+
+    Parameters
+    ----------
+    reader : callable, default=None
+        Called with an item as it stands, from several threads at a time, in Pillow's place.
+        Returns a PIL image, or an array of shape (H, W) or (H, W, C), which is resized: uint8
+        stays uint8, other numbers become float32. The number of channels may then be any; grey
+        is repeated to 3 channels, 3 become their luma, alpha is dropped.
+    on_bad_image : {"raise", "nan"}, default="raise"
+        What a file that can't be read does: raise `BadImageError`, or leave an image of zeros
+        and a line in `ImageFiles.bad`.
+    shape : tuple of int or None, default=None
+        ``(C, H, W)`` that the network wants, where nobody says another one.
+    fitting : Fitting or None, default=None
+        Which part of an image is resized to that, and how. None: the whole.
+    """
+
+    reader: Callable | None = None
+    on_bad_image: str = "raise"
+    shape: tuple | None = None
+    fitting: Fitting | None = None
+
+
+PLAIN = FileOptions()
+
+
+class ImageFiles(ImageSource):
     """Image files that look like an array of images and are decoded when they are indexed.
 
     Parameters
@@ -169,16 +201,8 @@ class ImageFiles:
         resized, antialiased; the first frame of animated ones is read, and alpha
         is dropped where it is not asked for. 16 bits of grey become 8; integers of 32 bits and
         floats, whose range nothing states, take a `reader`.
-    reader : callable, default=None
-        Called with an item as it stands, from several threads at a time, in Pillow's place.
-        Returns a PIL image, or an array of shape (H, W) or (H, W, C), which is resized: uint8
-        stays uint8, other numbers become float32. The number of channels may then be any; grey
-        is repeated to 3 channels, 3 become their luma, alpha is dropped.
-    on_bad_image : {"raise", "nan"}, default="raise"
-        What a file that can't be read does: raise `BadImageError`, or leave an image of zeros
-        and a line in `bad`.
-    fitting : Fitting, default=WHOLE
-        Which part of an image is resized, and how.
+    options : FileOptions, default=PLAIN
+        Of which ``shape`` has no effect here.
 
     Attributes
     ----------
@@ -190,75 +214,66 @@ class ImageFiles:
         Positions of the files that could not be read so far, the files, and the reasons.
     """
 
-    def __init__(
-        self,
-        items,
-        shape,
-        reader=None,
-        on_bad_image="raise",
-        fitting=WHOLE,
-    ):
+    lazy = True
+
+    def __init__(self, items, shape, options=PLAIN):
         import_pillow()
-        if reader is None and shape[0] not in MODES:
+        if options.reader is None and shape[0] not in MODES:
             raise ValueError(
                 f"image_shape={tuple(shape)} has {shape[0]} channels, but image files are read as "
                 "grey (1), colour (3) or colour and alpha (4); a reader may return any number"
             )
         self.items = list(items)
         self.shape = (len(self.items), *shape)
-        self.reader = reader
-        self.on_bad_image = on_bad_image
-        self.fitting = fitting
-        self._dtype = np.dtype(np.uint8) if reader is None else None
+        self.options = options
+        self._dtype = np.dtype(np.uint8) if options.reader is None else None
         self._bad = {}  # position -> reason
-
-    def __len__(self):
-        return len(self.items)
 
     def __getitem__(self, index):
         if isinstance(index, Integral):
             return self[[index]][0]
         (batch,) = self.batches([index])
-        return batch
+        return batch.numpy()
 
     @property
-    def dtype(self):
+    def dtype(self):  # type: ignore[override]
         if self._dtype is None:
             self._dtype = self._find_dtype()
         return self._dtype
 
     @property
-    def bad(self):
+    def bad(self):  # type: ignore[override]
         return [(row, self.items[row], reason) for row, reason in sorted(self._bad.items())]
 
-    def take(self, indices):
-        """Return those files that ``indices``, an array, a slice or a mask, names."""
-        positions = np.arange(len(self))[indices].tolist()
-        items = [self.items[position] for position in positions]
-        files = ImageFiles(items, self.shape[1:], self.reader, self.on_bad_image, self.fitting)
+    def take(self, rows):
+        """Return those files that ``rows``, an array, a slice or a mask, names."""
+        items = [self.items[position] for position in np.arange(len(self))[rows].tolist()]
+        files = ImageFiles(items, self.shape[1:], self.options)
         files._dtype = self._dtype
         return files
 
-    def batches(self, indices):
-        """Yield the images that each of ``indices`` names; decode the next ones meanwhile.
+    def batches(self, cuts, device=None, estimator_name=None, order=None):
+        """Yield the images that each of ``cuts`` names; decode the next ones meanwhile.
 
         Parameters
         ----------
-        indices : iterable of slice, array of int or mask
+        cuts : iterable of slice; without ``order`` also of array of int or mask
+        device, estimator_name, order
+            As in `ImageSource.batches`.
 
         Yields
         ------
-        ndarray of shape (batch, C, H, W)
+        Tensor of shape (batch, C, H, W)
         """
         pool = ThreadPoolExecutor(min(MAX_THREADS, joblib.cpu_count()), "sklconv-files")
         pending: deque = deque()
         try:
-            for index in indices:
-                pending.append(self._begin(pool, index))
+            for cut in cuts:
+                pending.append(self._begin(pool, cut if order is None else order[cut]))
                 if len(pending) == 2:
-                    yield self._finish(*pending.popleft())
+                    yield as_tensor(self._finish(*pending.popleft()), device, estimator_name)
             while pending:
-                yield self._finish(*pending.popleft())
+                yield as_tensor(self._finish(*pending.popleft()), device, estimator_name)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -276,7 +291,7 @@ class ImageFiles:
             try:
                 task.result()
             except BadImageError as error:
-                if self.on_bad_image == "raise":
+                if self.options.on_bad_image == "raise":
                     raise
                 self._bad[position] = error.reason
         return batch
@@ -292,11 +307,11 @@ class ImageFiles:
         target[...] = image
 
     def _read(self, position):
-        item = self.items[position]
+        item, fitting = self.items[position], self.options.fitting or WHOLE
         try:
-            if self.reader is None:
-                return decode(item, self.shape[1:], self.fitting)
-            return fit(self.reader(item), self.shape[1:], self.fitting)
+            if self.options.reader is None:
+                return decode(item, self.shape[1:], fitting)
+            return fit(self.options.reader(item), self.shape[1:], fitting)
         except Exception as error:
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in EXHAUSTED:
                 raise
@@ -313,7 +328,7 @@ class ImageFiles:
             return _too_large()
         if isinstance(error, UnidentifiedImageError):
             return f"it is none of {', '.join(FORMATS)}{TAKE_A_READER}"
-        if self.reader is not None:
+        if self.options.reader is not None:
             return f"the reader raised {type(error).__name__}: {error}"
         return f"it can't be decoded ({str(error) or type(error).__name__})"
 
@@ -322,7 +337,7 @@ class ImageFiles:
             try:
                 return self._read(position).dtype
             except BadImageError:
-                if self.on_bad_image == "raise":
+                if self.options.on_bad_image == "raise":
                     raise
         return np.dtype(np.uint8)
 

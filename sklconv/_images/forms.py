@@ -1,7 +1,7 @@
 """What X is: the forms that images come in, and the shape that they are read in."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from os import PathLike
 
@@ -10,7 +10,8 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from .._platform.devices import leave_parents_threads
-from .files import ImageFiles, as_file_list, is_image_files, is_pil_image
+from .files import PLAIN, FileOptions, ImageFiles, as_file_list, is_image_files, is_pil_image
+from .sources import ImageArray
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 
@@ -22,38 +23,34 @@ class ImageFormat:
     shape: tuple  # (C, H, W)
     layout: str
     n_features: int | None = None  # C * H * W; 1 for files
-    files: dict = field(default_factory=dict)  # further arguments of ImageFiles
+    files: FileOptions = PLAIN
 
     @classmethod
-    def infer(cls, X, image_shape, data_format, files=None):
-        """Decide how ``X`` is read from its shape and the parameters.
+    def infer(cls, X, image_shape, data_format, files=PLAIN):
+        """Decide how ``X``, which `check_images` returned, is read: by its shape and parameters.
 
-        ``files`` holds further arguments of `ImageFiles`; its ``shape`` and ``fitting`` are for
-        files where ``image_shape`` is None. Others are made arrays first, as `load_images` does.
+        The shape and fitting in ``files`` are for files where ``image_shape`` is None. Others
+        are made arrays first, as `load_images` does.
         """
-        files = dict(files or {})
-        ready = {key: files.pop(key) for key in ("shape", "fitting") if key in files}
-        if isinstance(X, list):
-            return cls._infer_from_files(check_image_shape(image_shape), files, **ready)
-        inferred = cls._infer_from_array(X, check_image_shape(image_shape), data_format)
-        return replace(inferred, n_features=math.prod(inferred.shape), files=files)
-
-    @classmethod
-    def _infer_from_files(cls, image_shape, files, shape=None, fitting=None):
+        image_shape = check_image_shape(image_shape)
+        plain = replace(files, shape=None, fitting=None)
+        if not holds_files(X):
+            inferred = cls._infer_from_array(X, image_shape, data_format)
+            return replace(inferred, n_features=math.prod(inferred.shape), files=plain)
         if image_shape is not None:
-            return cls(image_shape, CHANNELS_FIRST, 1, files)
-        if shape is None:
+            return cls(image_shape, CHANNELS_FIRST, 1, plain)
+        if files.shape is None:
             raise ValueError(
                 "X holds image files, which are resized to one shape: say which, for example "
                 "image_shape=(3, 64, 64) for colour or (1, 64, 64) for grey; of a Backbone, "
                 "image_size=64"
             )
-        return cls(shape, CHANNELS_FIRST, 1, files | {"fitting": fitting})
+        return cls(files.shape, CHANNELS_FIRST, 1, files)
 
     @property
     def is_final(self):
         """Whether images of this shape are resized and cropped as the backbone takes them."""
-        return "fitting" in self.files
+        return self.files.fitting is not None
 
     @classmethod
     def _infer_from_array(cls, X, image_shape, data_format):
@@ -77,21 +74,19 @@ class ImageFormat:
         return cls(shape, layout)
 
     def read(self, X, estimator_name):
-        """Return a view of ``X``, an array of any form or a list of files, as (n, C, H, W)."""
+        """Return ``X``, an array of any form or a list of files, as an `ImageSource`."""
+        if holds_files(X):
+            return ImageFiles(X, self.shape, self.files)
+        return ImageArray(self._channels_first(X, estimator_name))
+
+    def _channels_first(self, X, estimator_name):
+        """Return a view of an array as (n, C, H, W)."""
         c, h, w = self.shape
-        if isinstance(X, list):
-            return ImageFiles(X, self.shape, **self.files)
         if X.ndim == 4:
-            fits = {
-                layout
-                for layout, read in (
-                    (CHANNELS_FIRST, X.shape[1:]),
-                    (CHANNELS_LAST, (X.shape[3], *X.shape[1:3])),
-                )
-                if read == self.shape
-            }
+            read_as = {CHANNELS_FIRST: X.shape[1:], CHANNELS_LAST: (X.shape[3], *X.shape[1:3])}
+            fits = [layout for layout, shape in read_as.items() if shape == self.shape]
             if fits:
-                layout = self.layout if self.layout in fits else fits.pop()
+                layout = self.layout if self.layout in fits else fits[0]
                 return X if layout == CHANNELS_FIRST else X.transpose(0, 3, 1, 2)
         elif X.ndim == 3 and self.shape == (1, *X.shape[1:]):
             return X[:, None]
@@ -241,6 +236,11 @@ def _check_equal_shapes(images):
                 f"{np.shape(image)}. Resize them to one, or give files or PIL images, which are "
                 "resized to image_shape"
             )
+
+
+def holds_files(X):
+    """Whether ``X``, which `check_images` returned, holds image files: these alone are a list."""
+    return isinstance(X, list)
 
 
 def is_plain_array(X):

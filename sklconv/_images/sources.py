@@ -1,13 +1,10 @@
-"""Rows and batches of images, out of arrays, files, or tensors on a device."""
+"""Sources of images: arrays, rows of another source, tensors on a device."""
 
 import math
-from contextlib import closing
 
 import numpy as np
 import torch
 from sklearn.utils import assert_all_finite
-
-from .files import ImageFiles
 
 # Bytes worked on at a time: X may be larger than memory.
 CHUNK_BYTES = 32 * 2**20
@@ -15,30 +12,129 @@ CHUNK_BYTES = 32 * 2**20
 CACHE_BYTES = 2**20
 
 
-def take_batch(images, index, device=None, estimator_name=None):
-    """Return the images that ``index``, a slice or an array, names, as a tensor.
+class ImageSource:
+    """Images that are read when they are indexed; what training and inference take.
 
-    uint8 stays uint8, every other dtype becomes float32. With ``estimator_name`` their values
-    are checked to be finite.
+    A new source has a ``shape``, a ``dtype``, and ``__getitem__`` or `batch`, of which each
+    follows from the other: the images that a slice or an array of rows names, as an ndarray or
+    as a tensor. It defines the rest as well where it has a faster way.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        ``(n, C, H, W)``.
+    dtype : numpy.dtype
+        Of real numbers.
+    lazy : bool
+        Whether images are made anew each time they are read, at a cost. Then their values are
+        checked at each reading, not once beforehand, and statistics are those of a sample.
+    bad : list of (int, item, str) or None
+        Rows that could not be read so far, what they hold, and the reasons. None: all can be
+        read.
     """
-    if isinstance(images, torch.Tensor):
-        rows = index if isinstance(index, slice) else torch.from_numpy(index).to(images.device)
-        return images[rows]
-    return as_tensor(images[index], device, estimator_name)
+
+    shape: tuple
+    dtype: np.dtype
+    lazy = False
+    bad = None
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, index):
+        return self.batch(index).cpu().numpy()
+
+    def take(self, rows):
+        """Return those images that ``rows``, an array, a slice or a mask, names: no copy."""
+        return ImageRows(self, np.arange(len(self))[rows])
+
+    def batch(self, index, device=None, estimator_name=None):
+        """Return the images that ``index`` names as a tensor; see `as_tensor`."""
+        return as_tensor(self[index], device, estimator_name)
+
+    def batches(self, cuts, device=None, estimator_name=None, order=None):
+        """Yield what `batch` returns for each of ``cuts``, slices one behind another.
+
+        ``order`` holds the rows that are cut up; without it they are the images as they stand.
+        Several small batches are gathered at a time.
+        """
+        n_bytes = math.prod((cuts[0].stop - cuts[0].start, *self.shape[1:], self.dtype.itemsize))
+        for several in slices(len(cuts), max(1, CACHE_BYTES // n_bytes)):
+            index = slice(cuts[several][0].start, cuts[several][-1].stop)
+            gathered = self.batch(index if order is None else order[index], device, estimator_name)
+            yield from gathered.split([cut.stop - cut.start for cut in cuts[several]])
+
+    def check_finite(self, estimator_name):
+        """Raise scikit-learn's own error if there is NaN or infinity, chunk by chunk."""
+        if not self.lazy and self.dtype.kind == "f":
+            for chunk in self.chunks(CHUNK_BYTES):
+                self.batch(chunk, estimator_name=estimator_name)
+
+    def chunks(self, n_bytes):
+        """Cut all rows into slices of at most ``n_bytes`` in float64."""
+        return slices(len(self), max(1, n_bytes // (8 * math.prod(self.shape[1:]))))
+
+    def on_device(self, device):
+        """Return the images on a GPU if it pays, and they fit there beside what else it holds."""
+        return self
+
+    def unwrap(self):
+        """Return the array or tensor that the source consists of; else the source itself."""
+        return self
 
 
-def on_device(images, device):
-    """Return ``images`` as a tensor on a GPU if they fit there beside what else it holds."""
-    if torch.device(device).type != "cuda" or not isinstance(images, np.ndarray):
-        return images
-    n_bytes = images.size * (1 if images.dtype == np.uint8 else 4)
-    if n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return images
-    return torch.cat([take_batch(images, chunk, device) for chunk in _chunks(images)])
+class ImageArray(ImageSource):
+    """An array of images."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, index):
+        return self.array[index]
+
+    def on_device(self, device):
+        n_bytes = self.array.size * (1 if self.dtype == np.uint8 else 4)
+        if torch.device(device).type != "cuda" or n_bytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        chunks = self.chunks(CHUNK_BYTES)
+        return ImageTensor(torch.cat([self.batch(chunk, device) for chunk in chunks]))
+
+    def unwrap(self):
+        return self.array
+
+
+class ImageRows(ImageSource):
+    """Some rows of another source, gathered when they are indexed."""
+
+    def __init__(self, source, rows):
+        self.source, self.rows, self.lazy = source, rows, source.lazy
+        self.shape, self.dtype = (len(rows), *source.shape[1:]), source.dtype
+
+    def __getitem__(self, index):
+        return self.source[self.rows[index]]
+
+
+class ImageTensor(ImageSource):
+    """Images, uint8 or float32, on the device where they are needed."""
+
+    def __init__(self, tensor):
+        self.tensor, self.shape = tensor, tuple(tensor.shape)
+        self.dtype = tensor[:0].cpu().numpy().dtype
+
+    def batch(self, index, device=None, estimator_name=None):
+        if not isinstance(index, slice):
+            index = torch.from_numpy(np.ascontiguousarray(index)).to(self.tensor.device)
+        return self.tensor[index]
+
+    def unwrap(self):
+        return self.tensor
 
 
 def as_tensor(batch, device=None, estimator_name=None):
-    """Return an array of images as a tensor; see `take_batch`."""
+    """Return an array of images as a tensor: uint8 as it is, every other dtype as float32.
+
+    With ``estimator_name`` their values are checked to be finite.
+    """
     if batch.dtype not in (np.uint8, np.float32):
         with np.errstate(over="ignore"):  # what is too large for float32 is an error below
             batch = batch.astype(np.float32)
@@ -55,62 +151,6 @@ def as_tensor(batch, device=None, estimator_name=None):
     return tensor if device is None else tensor.to(device, non_blocking=True)
 
 
-def iterate_batches(images, cuts, device=None, estimator_name=None, order=None):
-    """Yield what `take_batch` returns for each of ``cuts``, slices one behind another.
-
-    ``order`` holds the rows that are cut up; without it they are the images as they stand.
-    Arrays are gathered several small batches at a time, and files decoded ahead.
-    """
-    if isinstance(images, ImageFiles):
-        indices = cuts if order is None else (order[cut] for cut in cuts)
-        with closing(images.batches(indices)) as batches:
-            for batch in batches:
-                yield as_tensor(batch, device, estimator_name)
-        return
-    batch_bytes = (
-        math.prod(images.shape[1:]) * images.dtype.itemsize * (cuts[0].stop - cuts[0].start)
-    )
-    for several in slices(len(cuts), max(1, CACHE_BYTES // batch_bytes)):
-        index = slice(cuts[several][0].start, cuts[several][-1].stop)
-        gathered = take_batch(
-            images, index if order is None else order[index], device, estimator_name
-        )
-        yield from gathered.split([cut.stop - cut.start for cut in cuts[several]])
-
-
-class Rows:
-    """Some rows of an array of images, gathered when they are indexed."""
-
-    def __init__(self, images, rows):
-        self.images, self.rows = images, rows
-        self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.images[self.rows[index]]
-
-
-def take_rows(images, rows):
-    """Return the images that ``rows`` names, without a copy of them."""
-    return images.take(rows) if isinstance(images, ImageFiles) else Rows(images, rows)
-
-
 def slices(n, size):
     """Cut ``range(n)`` into slices of ``size``."""
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
-
-
-def check_finite(images, estimator_name):
-    """Raise scikit-learn's own error if ``images`` holds NaN or infinity, chunk by chunk."""
-    # Files are checked as they are decoded.
-    if isinstance(images, ImageFiles) or images.dtype.kind != "f":
-        return
-    for chunk in _chunks(images):
-        take_batch(images, chunk, estimator_name=estimator_name)
-
-
-def _chunks(images):
-    row_bytes = images[:1].size * 8
-    return slices(len(images), max(1, CHUNK_BYTES // row_bytes))

@@ -5,11 +5,10 @@ import math
 import numpy as np
 import torch
 
-from .files import ImageFiles
-from .sources import CACHE_BYTES, slices
+from .sources import CACHE_BYTES
 
-# At most this many image files are decoded for the statistics.
-MAX_FILES_SUMMED = 1000
+# Of a lazy source, such as files, at most this many images are read for the statistics.
+MAX_LAZY_SUMMED = 1000
 
 
 def channel_statistics(images):
@@ -17,8 +16,8 @@ def channel_statistics(images):
 
     Two lists and a number. The standard deviation of a constant channel is 1.
     """
-    if isinstance(images, ImageFiles) and len(images) > MAX_FILES_SUMMED:
-        spread = np.linspace(0, len(images) - 1, MAX_FILES_SUMMED).astype(int)
+    if images.lazy and len(images) > MAX_LAZY_SUMMED:
+        spread = np.linspace(0, len(images) - 1, MAX_LAZY_SUMMED).astype(int)
         images = images.take(spread)
     channels = images.shape[1]
     n_values = math.prod(images.shape) // channels
@@ -26,7 +25,7 @@ def channel_statistics(images):
     origin = images[:1][0, :, 0, 0].astype(np.float64)
     exact = images.dtype == np.uint8
     total, squares, largest = np.zeros(channels), np.zeros(channels), 0.0
-    for cut in slices(len(images), max(1, CACHE_BYTES // (math.prod(images.shape[1:]) * 8))):
+    for cut in images.chunks(CACHE_BYTES):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
         rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all

@@ -9,7 +9,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .._images.forms import check_images, is_plain_array
-from .._images.sources import iterate_batches, slices, take_batch
+from .._images.sources import slices
 from .._platform.devices import keep_freed_memory, leave_parents_threads, without_autocast
 
 # Images of few values take less time in larger batches, of which no layer's output grows so
@@ -28,7 +28,7 @@ FEW_VALUES = 256
 
 
 def read_images(estimator, X):
-    """Check ``X`` against the images that ``estimator`` was fitted on; return ``(n, C, H, W)``."""
+    """Check ``X`` against the images that ``estimator`` was fitted on; return an `ImageSource`."""
     leave_parents_threads()
     # check_is_fitted and validate_data alone cost a third of one image's way through a network.
     if not estimator.__sklearn_is_fitted__():
@@ -45,7 +45,7 @@ def iterate_outputs(network, images, run, name, batch_size=None):
     ----------
     network : ImageNetwork
         It is put into eval mode.
-    images : array-like of shape (n, C, H, W)
+    images : ImageSource of shape (n, C, H, W)
     run : callable
         Takes a batch on the network's device; returns a tensor of as many rows.
     name : str
@@ -65,7 +65,7 @@ def collect_outputs(network, images, run, name, batch_size=None):
     """Return what `iterate_outputs` yields as one array."""
     n, start = len(images), 0
     if n <= (batch_size or _default_batch_size(network, images)):
-        batch = take_batch(images, slice(0, n), network.device, name)
+        batch = images.batch(slice(0, n), network.device, name)
         warn_of_scale(network.prepare.largest, batch)
         return _evaluate(network, batch, run).numpy()
     for output in _iterate_tensors(network, images, run, name, batch_size):
@@ -79,7 +79,7 @@ def collect_outputs(network, images, run, name, batch_size=None):
 
 def _iterate_tensors(network, images, run, name, batch_size):
     cuts = slices(len(images), batch_size or _default_batch_size(network, images))
-    with closing(iterate_batches(images, cuts, network.device, name)) as batches:
+    with closing(images.batches(cuts, network.device, name)) as batches:
         for number, batch in enumerate(batches):
             if number == 0:
                 warn_of_scale(network.prepare.largest, batch)

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from .._images.cropping import Fitting, border_fill
+from .._images.files import FileOptions
+from .._images.forms import holds_files
 from .._images.resampling import as_bytes, in_unit_range, part_needed, resample
 from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import as_channels_last, weights_channels_last
@@ -240,14 +242,14 @@ class Backbone(SuggestingEstimator):
         )
 
 
-def file_options(module, X):
-    """Return the shape and fitting that ``module``, if a `Backbone`, wants of files ``X``."""
-    if not (isinstance(module, Backbone) and isinstance(X, list)):
-        return {}
-    backbone = module.resolve()
-    if backbone.size is None:
-        return {}
-    return {"shape": (_n_channels(backbone), *backbone.size), "fitting": backbone.fitting}
+def file_options(module, X, reader=None, on_bad_image="raise"):
+    """Return how ``X``, if it holds files, is read for ``module``: a `Backbone` may say how."""
+    shape = fitting = None
+    if isinstance(module, Backbone) and holds_files(X):
+        backbone = module.resolve()
+        if backbone.size is not None:
+            shape, fitting = (_n_channels(backbone), *backbone.size), backbone.fitting
+    return FileOptions(reader, on_bad_image, shape, fitting)
 
 
 def input_channels(network, size):

@@ -431,7 +431,7 @@ def _check_net_params(net_params):
 
 def _as_dataset(image_set):
     """Return images and targets as skorch's callbacks expect them."""
-    return Dataset(image_set.images, image_set.targets.cpu().numpy())
+    return Dataset(image_set.images.unwrap(), image_set.targets.cpu().numpy())
 
 
 def _raised_by_code(error):

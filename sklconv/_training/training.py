@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from .._activations.taps import Tap, penultimate_tap
 from .._images.batches import ImageSet
-from .._images.sources import on_device
+from .._images.sources import ImageArray
 from .._images.statistics import channel_statistics
 from .._networks.building import build_network, frozen_layers, trace_network
 from .._networks.inference import collect_outputs
@@ -127,7 +127,7 @@ def _before_head(recipe, network, data):
         lambda x: network.activations([tap], tap, x, recipe.precision)[0],
         "ConvNetClassifier",
     )
-    return features, *others
+    return ImageArray(features), *others
 
 
 def _make_net(recipe, data, old, seed):
@@ -196,5 +196,5 @@ def _image_set(part, device):
         raise ValueError("all weights of the images held out for early_stopping are zero")
     if weights is not None:
         weights = torch.as_tensor(weights / weights.mean(), dtype=torch.float32, device=device)
-    images = on_device(images, device)
+    images = images.on_device(device)
     return ImageSet(images, torch.as_tensor(targets, device=device), weights)

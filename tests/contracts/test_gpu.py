@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
-from sklconv._images.sources import on_device, take_batch
+from sklconv._images.sources import ImageArray, ImageTensor
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -18,16 +18,9 @@ X, y = load_digits(return_X_y=True)
 X = X.reshape(-1, 8, 8).astype(np.uint8)
 
 
-def test_rows_of_a_tensor_on_a_device_are_those_of_the_array():
-    images = X[:, None]
-    rows = np.array([5, 3, 3, 60])
-    there = torch.from_numpy(images)
-    assert torch.equal(take_batch(there, rows), take_batch(images, rows))
-    assert torch.equal(take_batch(there, slice(2, 9)), take_batch(images, slice(2, 9)))
-
-
 def test_images_stay_where_they_are_without_a_gpu():
-    assert on_device(X, "cpu") is X
+    images = ImageArray(X)
+    assert images.on_device("cpu") is images
 
 
 @needs_gpu
@@ -45,9 +38,16 @@ def test_trains_and_predicts_as_on_a_cpu(precision):
 
 @needs_gpu
 def test_the_whole_training_set_is_moved_once_and_in_chunks_where_it_does_not_fit(monkeypatch):
-    assert on_device(X[:, None], "cuda").is_cuda
+    images = ImageArray(X[:, None])
+    there = images.on_device("cuda")
+    assert isinstance(there, ImageTensor)
+    assert there.unwrap().is_cuda
+    rows = np.array([5, 3, 3, 60])
+    for index in (rows, rows[::-1], slice(2, 9)):
+        assert torch.equal(there.batch(index).cpu(), images.batch(index))
+        np.testing.assert_array_equal(there[index], images[index])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (X.nbytes, X.nbytes))
-    assert isinstance(on_device(X[:, None], "cuda"), np.ndarray)
+    assert images.on_device("cuda") is images
 
 
 @needs_gpu

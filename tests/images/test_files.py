@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ from PIL import Image, ImageOps, features
 
 from sklconv import ConvNetClassifier
 from sklconv._images import files
-from sklconv._images.files import BadImageError, ImageFiles, as_file_list, is_image_files
+from sklconv._images.files import (
+    BadImageError,
+    FileOptions,
+    ImageFiles,
+    as_file_list,
+    is_image_files,
+)
 from sklconv.datasets import load_images
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -63,7 +70,7 @@ def reference(content, shape):
 
 
 def read(item, shape, **options):
-    return ImageFiles([item], shape, **options)[:][0]
+    return ImageFiles([item], shape, FileOptions(**options))[:][0]
 
 
 def paletted(transparency=None):
@@ -457,7 +464,7 @@ def test_the_first_bad_file_is_raised(tmp_path, paths):
 def test_bad_images_leave_zeros_and_a_list(tmp_path, paths):
     bad = [path for path, _ in bad_files(tmp_path)]
     items = [bad[0], *paths, *bad[1:], paths[0], bad[0]]
-    files = ImageFiles(items, (3, 10, 8), on_bad_image="nan")
+    files = ImageFiles(items, (3, 10, 8), FileOptions(on_bad_image="nan"))
     assert files.bad == []
     images = files[:]
     positions = [0, *range(13, 24), 25]
@@ -523,7 +530,7 @@ def test_pipes_and_devices_are_bad_images_at_once(paths, make, tmp_path):
         ImageFiles([paths[0], special], (3, 8, 8))[:]
     with pytest.raises(BadImageError, match=reason):
         load_images([special], (3, 8, 8))
-    files = ImageFiles([special, paths[0]], (3, 8, 8), on_bad_image="nan")
+    files = ImageFiles([special, paths[0]], (3, 8, 8), FileOptions(on_bad_image="nan"))
     np.testing.assert_array_equal(files[:][1], read(paths[0], (3, 8, 8)))
     assert [row for row, *_ in files.bad] == [0]
 
@@ -531,7 +538,7 @@ def test_pipes_and_devices_are_bad_images_at_once(paths, make, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no descriptors to count")
 def test_pipes_leave_no_descriptor_open(tmp_path):
     pipe = make_fifo(tmp_path / "pipe.png")
-    files = ImageFiles([pipe] * 20, (3, 8, 8), on_bad_image="nan")
+    files = ImageFiles([pipe] * 20, (3, 8, 8), FileOptions(on_bad_image="nan"))
     before = os.dup(0)
     os.close(before)
     files[:]
@@ -580,7 +587,7 @@ def test_exhaustion_is_no_bad_image(error):
     def reader(item):
         raise error
 
-    files = ImageFiles([b"a"], (1, 4, 4), reader=reader, on_bad_image="nan")
+    files = ImageFiles([b"a"], (1, 4, 4), FileOptions(reader=reader, on_bad_image="nan"))
     with pytest.raises(type(error)):
         files[:]
 
@@ -642,7 +649,7 @@ def test_no_files():
     files = ImageFiles([], (3, 4, 4))
     assert files[:].shape == (0, 3, 4, 4)
     assert files[:].dtype == np.uint8
-    assert ImageFiles([], (3, 4, 4), reader=print).dtype == np.uint8
+    assert ImageFiles([], (3, 4, 4), FileOptions(reader=print)).dtype == np.uint8
 
 
 def test_duplicate_files(paths):
@@ -652,10 +659,10 @@ def test_duplicate_files(paths):
 
 @pytest.mark.parametrize("index", [[4, 2, 4], slice(3, 6), np.arange(12) > 9])
 def test_take_makes_a_subset(paths, index):
-    files = ImageFiles(paths, (3, 10, 8), on_bad_image="nan")
+    files = ImageFiles(paths, (3, 10, 8), FileOptions(on_bad_image="nan"))
     subset = files.take(index)
     assert isinstance(subset, ImageFiles)
-    assert subset.on_bad_image == "nan"
+    assert subset.options.on_bad_image == "nan"
     np.testing.assert_array_equal(subset[:], expected_of(paths, (3, 10, 8))[index])
 
 
@@ -751,7 +758,9 @@ class Recorder:
 def numbered(n, bad=(), delay=0.0):
     """As many images, each full of its number, whose dtype is known; and their reader."""
     reader = Recorder(delay)
-    files = ImageFiles([b"0", *(str(i).encode() for i in range(n))], (1, 2, 2), reader=reader)
+    files = ImageFiles(
+        [b"0", *(str(i).encode() for i in range(n))], (1, 2, 2), FileOptions(reader=reader)
+    )
     assert files.dtype == np.uint8
     reader.calls.clear()
     reader.bad = bad
@@ -815,7 +824,7 @@ def test_an_error_is_raised_at_its_own_batch():
 
 def test_bad_files_are_listed_when_their_batch_is_returned():
     files, _ = numbered(12, bad=[1, 5])
-    files.on_bad_image = "nan"
+    files.options = replace(files.options, on_bad_image="nan")
     batches = files.batches(cuts(12, 4))
     next(batches)
     time.sleep(0.01)
@@ -872,7 +881,7 @@ def test_reader_gets_the_item_as_it_stands(paths):
         seen.append(item)
         return np.zeros((4, 4), np.uint8)
 
-    ImageFiles(items, (1, 4, 4), reader=reader)[:]
+    ImageFiles(items, (1, 4, 4), FileOptions(reader=reader))[:]
     assert {id(item) for item in seen} == {id(item) for item in items}
 
 
@@ -889,7 +898,7 @@ def test_reader_gets_the_item_as_it_stands(paths):
 )
 def test_reader_dtype(dtype, expected):
     values = pixels(5, 6).astype(dtype)
-    files = ImageFiles([b""], (1, 5, 6), reader=of(values))
+    files = ImageFiles([b""], (1, 5, 6), FileOptions(reader=of(values)))
     assert files.dtype == expected
     image = files[0]
     assert image.dtype == expected
@@ -904,19 +913,25 @@ def test_take_keeps_the_dtype_without_reading():
 
 def test_dtype_is_that_of_the_first_good_file():
     items = [b"0", b"1", b"2", b"3"]
-    files = ImageFiles(items, (1, 2, 2), reader=Recorder(bad=[0, 1]), on_bad_image="nan")
+    files = ImageFiles(
+        items, (1, 2, 2), FileOptions(reader=Recorder(bad=[0, 1]), on_bad_image="nan")
+    )
     assert files.dtype == np.uint8
-    assert files.reader.calls == [0, 1, 2]
-    all_bad = ImageFiles([b"0"], (1, 2, 2), reader=Recorder(bad=[0]), on_bad_image="nan")
+    assert files.options.reader.calls == [0, 1, 2]
+    all_bad = ImageFiles(
+        [b"0"], (1, 2, 2), FileOptions(reader=Recorder(bad=[0]), on_bad_image="nan")
+    )
     assert all_bad.dtype == np.uint8
     with pytest.raises(BadImageError):
-        ImageFiles([b"0"], (1, 2, 2), reader=Recorder(bad=[0])).dtype  # noqa: B018
+        ImageFiles([b"0"], (1, 2, 2), FileOptions(reader=Recorder(bad=[0]))).dtype  # noqa: B018
 
 
 @pytest.mark.parametrize("on_bad_image", ["raise", "nan"])
 def test_reader_must_return_one_dtype(on_bad_image):
     values = {"a": np.zeros((2, 2), np.uint8), "b": np.zeros((2, 2))}
-    files = ImageFiles(["a", "b"], (1, 2, 2), reader=values.get, on_bad_image=on_bad_image)
+    files = ImageFiles(
+        ["a", "b"], (1, 2, 2), FileOptions(reader=values.get, on_bad_image=on_bad_image)
+    )
     with pytest.raises(TypeError, match="read as float32 for b, and as uint8 before"):
         files[:]
 

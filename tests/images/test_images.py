@@ -18,7 +18,7 @@ from torch import nn
 from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
 from sklconv._images import sources, statistics
 from sklconv._images.forms import ImageFormat
-from sklconv._images.sources import iterate_batches, slices, take_batch, take_rows
+from sklconv._images.sources import ImageArray, as_tensor
 from sklconv._images.statistics import channel_statistics
 from sklconv.layers import BatchNorm, Conv, Dense, Dropout, GlobalAvgPool
 
@@ -508,7 +508,7 @@ def test_statistics_are_those_of_the_first_data():
 @pytest.mark.parametrize("index", [slice(2, 5), np.array([4, 0, 2])], ids=["slice", "rows"])
 def test_batches_are_uint8_or_float32(dtype, expected, index):
     images = pixels(6, 2, 3, 4).astype(dtype)
-    batch = take_batch(images, index)
+    batch = as_tensor(images[index])
     assert batch.dtype == expected
     np.testing.assert_array_equal(batch.numpy(), images[index])
 
@@ -651,7 +651,7 @@ def test_a_file_is_never_copied_whole(use, file, small_chunks):
 
 
 def check_statistics(images, rtol=1e-9):
-    mean, std, largest = channel_statistics(images)
+    mean, std, largest = channel_statistics(ImageArray(images))
     values = images.astype(np.float64)
     axes = (0, 2, 3)
     expected = values.std(axes)
@@ -698,7 +698,7 @@ def test_channel_statistics_of_any_images(images):
 def test_the_standard_deviation_of_a_constant_channel_is_one(dtype, value):
     images = pixels(50, 2, 9, 9).astype(dtype)
     images[:, 1] = value
-    mean, std, _ = channel_statistics(images)
+    mean, std, _ = channel_statistics(ImageArray(images))
     assert std[1] == 1
     assert mean[1] == images[0, 1, 0, 0]
     assert std[0] == pytest.approx(images[:, 0].astype(float).std())
@@ -719,7 +719,7 @@ def test_channel_statistics_of_a_first_pixel_unlike_the_others():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_channel_statistics_do_not_depend_on_memory_layout(dtype, small_chunks):
     images = (pixels(500, 3, 10, 9) / 7).astype(dtype)
-    expected = channel_statistics(images)
+    expected = channel_statistics(ImageArray(images))
     views = {
         "F order": np.asfortranarray(images),
         "channels last": np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
@@ -729,33 +729,13 @@ def test_channel_statistics_do_not_depend_on_memory_layout(dtype, small_chunks):
         "float64": images.astype(np.float64),
     }
     for name, view in views.items():
-        assert channel_statistics(view) == expected, name
+        assert channel_statistics(ImageArray(view)) == expected, name
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
 def test_channel_statistics_in_chunks(dtype, monkeypatch):
     images = (pixels(100, 2, 5, 6, dtype=np.float64) / 7).astype(dtype)
-    whole = channel_statistics(images)
+    whole = channel_statistics(ImageArray(images))
     monkeypatch.setattr(statistics, "CACHE_BYTES", 1)
-    for came, expected in zip(channel_statistics(images), whole, strict=True):
+    for came, expected in zip(channel_statistics(ImageArray(images)), whole, strict=True):
         np.testing.assert_allclose(came, expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("cache_bytes", [1, 7 * 180, 2**20], ids=["none", "some", "all"])
-@pytest.mark.parametrize("shuffled", [True, False])
-@pytest.mark.parametrize("kind", ["uint8", "float64", "rows", "tensor"])
-def test_batches_gathered_together_are_those_gathered_apart(
-    kind, shuffled, cache_bytes, monkeypatch
-):
-    monkeypatch.setattr(sources, "CACHE_BYTES", cache_bytes)
-    images = pixels(50, 1, 15, 12, dtype=np.float64 if kind == "float64" else np.uint8)
-    rows = np.random.default_rng(0).permutation(50)
-    images = {"rows": take_rows(images, rows), "tensor": torch.from_numpy(images)}.get(
-        kind, images
-    )
-    order = rows[::-1].copy() if shuffled else None
-    cuts = [*slices(44, 4), slice(44, 50)]
-    batches = list(iterate_batches(images, cuts, order=order))
-    assert len(batches) == len(cuts)
-    for cut, batch in zip(cuts, batches, strict=True):
-        assert torch.equal(batch, take_batch(images, cut if order is None else order[cut]))

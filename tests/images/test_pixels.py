@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
 from sklconv._images.cropping import Fitting
-from sklconv._images.files import ImageFiles
+from sklconv._images.files import FileOptions, ImageFiles
 from sklconv._images.resampling import part_needed, resample
 from sklconv._platform.devices import check_precision
 from sklconv.datasets import load_images
@@ -259,7 +259,7 @@ def test_what_a_reader_returns_is_cropped_as_well(timm, scale, crop_mode):
     values = np.asarray(image) if scale == 1 else (np.asarray(image) * scale).astype(np.float32)
     backbone = Backbone("timm/resnet18", image_size=64, crop_pct=0.9, crop_mode=crop_mode)
     fitting = backbone.resolve().fitting
-    read = ImageFiles([b""], (3, 64, 64), reader=lambda item: values, fitting=fitting)[:]
+    read = ImageFiles([b""], (3, 64, 64), FileOptions(lambda item: values, fitting=fitting))[:]
     assert_near(read / scale, timm_pixels(backbone, image))
 
 
