@@ -1,1 +1,1 @@
-"""Measurements of the package: run each as a module, ``python -m benchmarks.NAME``."""
+"""Measurements of the package: each module here is a command, ``python -m benchmarks.NAME``."""

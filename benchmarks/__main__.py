@@ -5,9 +5,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from . import machine, networks, report
-from .race import KERAS_VARIABLE, Field
-from .rows import ROWS
+from .race import machine, networks, report
+from .race.field import KERAS_VARIABLE, Field
+from .race.rows import ROWS
 
 DESCRIPTION = """\
 Measure sklconv side by side with the textbook PyTorch loop, a hand-tuned one, skorch and Keras.

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import data, machine
-from .race import compare
-from .worker import ROOT, Worker
+from .race import data, machine
+from .race.field import compare
+from .race.worker import ROOT, Worker
 
 N_TRAINED, N_TRANSFORMED, N_PHOTOS, N_TUNED = 6_400, 10_000, 128, 64
 

@@ -22,7 +22,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklconv import ConvFeatureExtractor
 from sklconv.datasets import load_mnist
 
-from .lite0 import backbone
+from .contenders.lite0 import backbone
 
 LAYERS = [f"_blocks.{block}" for block in range(5, 16)]
 POOLS = ["avg", "max", "flatten"]

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sklconv import ConvNetClassifier
 
-from . import networks
+from .race import networks
 
 N_IMAGES = 2_560
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import machine
-from .memory import _own_memory, _Sampler
-from .worker import ROOT, Worker
+from .race import machine
+from .race.process_memory import Sampler, own_memory
+from .race.worker import ROOT, Worker
 
 VARIABLE = "SKLCONV_BENCH_FEATURES"
 SIDE, BATCH = 224, 32
@@ -88,7 +88,7 @@ def peak_memory(n_images):
     """Return the MiB that `transform_batches` takes at most, the network not counted."""
     from sklconv import ConvFeatureExtractor
 
-    from .lite0 import backbone
+    from .contenders.lite0 import backbone
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,8 +102,8 @@ def peak_memory(n_images):
         extractor = ConvFeatureExtractor(backbone(SIDE), batch_size=BATCH).fit(X[:1])
         shape = (n_images, len(extractor.get_feature_names_out()))
         out = np.lib.format.open_memmap(Path(folder) / "F.npy", "w+", np.float32, shape)
-        before, start = _own_memory(), 0
-        with _Sampler() as sampler:
+        before, start = own_memory(), 0
+        with Sampler() as sampler:
             for rows in extractor.transform_batches(X):
                 out[start : start + len(rows)] = rows
                 start += len(rows)

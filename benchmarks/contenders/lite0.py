@@ -4,7 +4,7 @@ import numpy as np
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
 
-from . import data
+from ..race import data
 
 # The weights were trained on (pixel - 127) / 128: for the scripts that sklconv is compared with.
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import data, networks
+from ..race import data, networks
 
 INFERENCE_BATCH = 256  # of 64, 128, 192, 256 and 512 the fastest
 

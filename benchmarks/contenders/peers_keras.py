@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 from keras import layers
 
-from . import data
+from ..race import data
 
 
 def prepare_fit(task):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from . import data, networks
+from ..race import data, networks
 
 
 def prepare_fit(task):

@@ -1,4 +1,4 @@
-"""A contender in a process of its own, asked over pipes: ``python -m benchmarks.worker MODULE``.
+"""A contender in a process of its own: ``python -m benchmarks.race.worker MODULE``, over pipes.
 
 Every contender lives in its own process, so none profits from another's allocations or threads,
 and stays alive, so rounds can alternate between them. This file runs in Keras' environment too:
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Worker:
@@ -29,7 +29,7 @@ class Worker:
     Parameters
     ----------
     module : str
-        Name of the contender's module.
+        Name of the contender's module in ``benchmarks.contenders``.
     python : str
         Interpreter to run it with.
     folder : Path
@@ -38,7 +38,7 @@ class Worker:
 
     def __init__(self, module, python=sys.executable, folder=ROOT):
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.worker", f"benchmarks.{module}"],
+            [python, "-m", "benchmarks.race.worker", f"benchmarks.contenders.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

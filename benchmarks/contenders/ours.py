@@ -5,7 +5,7 @@ from sklearn.frozen import FrozenEstimator
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
 
-from . import data, networks
+from ..race import data, networks
 
 
 def prepare_fit(task):

@@ -7,7 +7,7 @@ validates on the rest, which is less work), and nothing is printed.
 import torch
 from skorch import NeuralNet, NeuralNetClassifier
 
-from . import data, networks
+from ..race import data, networks
 
 
 def prepare_fit(task):

@@ -1,0 +1,1 @@
+"""The race between contenders: their processes and turns, their tasks, the tables of it all."""
