@@ -4,10 +4,15 @@ Whole fits and transforms of R1, R2 and EfficientNet-Lite0, one image, and photo
 lives in a process of its own; rounds alternate between them, in an order drawn anew. A ratio is
 the earlier revision's time divided by this checkout's, round by round: below 1, this checkout is
 slower.
+
+Ratios differ more from one pair of processes to the next (three runs of one row gave 0.98, 1.01
+and 0.76) than from round to round within a pair. So each row is measured by several pairs, one
+after another. The ratio is the median of all rounds, with the lowest and the highest; behind it
+stand the lowest and the highest median of a pair. Where these lie far apart, the row says little:
+ask for more ``--processes``.
 """
 
 import argparse
-import random
 import shutil
 import subprocess
 import sys
@@ -15,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from .race import data, machine
-from .race.field import compare
+from .race.field import compare, take_turns
 from .race.worker import ROOT, Worker
 
 N_TRAINED, N_TRANSFORMED, N_PHOTOS, N_TUNED = 6_400, 10_000, 128, 64
@@ -59,8 +64,14 @@ def photo_rows(folder):
 def main():
     parser = argparse.ArgumentParser("python -m benchmarks.before_after", description=__doc__)
     parser.add_argument("revision", help="a commit, such as HEAD~3")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--rows", default="", help="only those whose names hold this")
+    parser.add_argument("--processes", type=int, default=3, help="pairs of processes a row; 3")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each process; 5")
+    parser.add_argument(
+        "--rows",
+        type=lambda text: [word.strip() for word in text.split(",")],
+        default="",
+        help="only those whose names hold any of these words, comma-separated",
+    )
     options = parser.parse_args()
     for name, value in machine.describe().items():
         print(f"{name}: {value}")
@@ -71,12 +82,9 @@ def main():
             "after": check_out(Path(folder, "after"), None),
         }
         for row, *job in rows(Path(folder)):
-            if options.rows in row:
-                seconds = race(sides, *job, options.rounds)
-                ratio, low, high = compare(seconds["before"], seconds["after"])
-                best = min(seconds["after"])
-                print(f"{row:32} {1e3 * best:9.3f} ms  {ratio:.3f} ({low:.3f} to {high:.3f})")
-                slower += [row] if high < LEAST_RATIO else []
+            if any(word in row for word in options.rows):
+                pairs = [race(sides, *job, options.rounds, i) for i in range(options.processes)]
+                slower += [row] if show(row, pairs) < LEAST_RATIO else []
     print(f"wholly below {LEAST_RATIO}: {', '.join(slower) or 'none'}")
     return 1 if slower else 0
 
@@ -95,20 +103,29 @@ def check_out(folder, revision):
     return folder
 
 
-def race(sides, module, function, task, repeats, rounds):
-    """Return the seconds of each round, by side."""
+def race(sides, module, function, task, repeats, rounds, seed):
+    """Return the seconds of each round of a pair of processes, by side."""
     workers = {side: Worker(module, folder=folder) for side, folder in sides.items()}
-    order, seconds = random.Random(0), {side: [] for side in sides}
     try:
         for worker in workers.values():
             worker.prepare(function, task)
-        for _ in range(rounds):
-            for side in order.sample(list(workers), len(workers)):
-                seconds[side].append(workers[side].time(repeats))
+        return take_turns(workers, rounds, repeats, seed)
     finally:
         for worker in workers.values():
             worker.close()
-    return seconds
+
+
+def show(row, pairs):
+    """Print a row's best time and its ratios; return the highest of them."""
+    before, after = ([s for pair in pairs for s in pair[side]] for side in ("before", "after"))
+    ratio, low, high = compare(before, after)
+    medians = [compare(pair["before"], pair["after"])[0] for pair in pairs]
+    print(
+        f"{row:32} {1e3 * min(after):9.3f} ms  {ratio:.3f} ({low:.3f} to {high:.3f})"
+        f"  pairs' medians {min(medians):.3f} to {max(medians):.3f}",
+        flush=True,
+    )
+    return high
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .race import machine
+from .race.field import take_turns
 from .race.process_memory import Sampler, own_memory
 from .race.worker import ROOT, Worker
 
@@ -57,16 +58,14 @@ def race(folder, n_images, rounds):
             contenders[name] = worker, f"prepare_{name}"
     else:
         print(f"img2vec_pytorch and embetter are left out: {VARIABLE} is not set")
-    times = {}
+    workers = {}
     for name, (worker, function) in contenders.items():
         try:
             worker.prepare(function, task)
-            times[name] = []
+            workers[name] = worker
         except RuntimeError as error:
             print(f"{name} is left out: {error}")
-    for _ in range(rounds):
-        for name, seconds in times.items():
-            seconds.append(contenders[name][0].time())
+    times = take_turns(workers, rounds)
     for worker, _ in contenders.values():
         worker.close()
     return times

@@ -87,19 +87,14 @@ class Field:
         repeats : int, default=1
             Calls a turn.
         """
-        seconds = {}
+        workers = {}
         for name in names or self.entrants(job):
             try:
                 self._worker(name).prepare(CONTENDERS[name][1][job], task)
-                seconds[name] = []
+                workers[name] = self._worker(name)
             except RuntimeError as error:
                 print(f"{name} is left out of {job}, {task['network']}: {error}")
-        order = random.Random(0)
-        for _ in range(rounds):
-            # Nobody always comes behind the one whose threads are slow to come to rest.
-            for name in order.sample(list(seconds), len(seconds)):
-                seconds[name].append(self._worker(name).time(repeats))
-        return seconds
+        return take_turns(workers, rounds, repeats)
 
     def _worker(self, name):
         if name not in self._workers:
@@ -107,6 +102,16 @@ class Field:
             worker = Worker(CONTENDERS[name][0], **python)
             self._workers[name] = self._stack.enter_context(closing(worker))
         return self._workers[name]
+
+
+def take_turns(workers, rounds, repeats=1, seed=0):
+    """Return for each of ``workers``, a dict by name, the seconds of a call in each round."""
+    order, seconds = random.Random(seed), {name: [] for name in workers}
+    for _ in range(rounds):
+        # Nobody always comes behind the one whose threads are slow to come to rest.
+        for name in order.sample(list(workers), len(workers)):
+            seconds[name].append(workers[name].time(repeats))
+    return seconds
 
 
 def compare(other, ours):
