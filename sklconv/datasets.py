@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import fetch_openml
 
+from ._images import ImagesLike
 from ._images.files import FileOptions, ImageFiles, as_file_list
 from ._images.forms import check_image_shape
 from ._images.sources import CHUNK_BYTES, slices
@@ -174,7 +175,7 @@ def _read_idx(path, n_dims):
 
 
 def load_images(
-    paths: Sequence[Any] | np.ndarray,
+    paths: ImagesLike,
     image_shape: Sequence[int],
     *,
     out: np.ndarray | str | os.PathLike[str] | None = None,

@@ -1,15 +1,25 @@
 """ConvNetClassifier."""
 
+from __future__ import annotations
+
 import copy
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any, Literal, Self
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from torch import nn
 
+from .._images import ImagesLike
 from .._images.forms import ImageFormat, check_images
 from .._networks.building import auto_layers, check_layers, is_auto
+from .._networks.image_network import ImageNetwork
 from .._networks.inference import collect_outputs, read_images
 from .._networks.table import as_table
+from .._networks.torch_module import TorchModule
 from .._platform.randomness import draw_seed
 from .._platform.sklearn import (
     BaseComposition,
@@ -19,7 +29,7 @@ from .._platform.sklearn import (
     clone_parametrized,
     fit_context,
 )
-from .._pretrained.backbones import file_options
+from .._pretrained.backbones import Backbone, file_options
 from .._training.optimizers import OPTIMIZERS, SCHEDULES
 from .._training.recipe import Recipe
 from .._training.state import TrainingState
@@ -199,37 +209,48 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         "verbose": ["verbose"],
     }
 
+    classes_: NDArray[Any]
+    net_: Any
+    image_shape_: tuple[int, int, int]
+    n_features_in_: int
+    n_iter_: int
+    layer_table_: Any
+
     def __init__(
         self,
-        module="auto",
+        module: Literal["auto"]
+        | list[tuple[str, Any]]
+        | TorchModule
+        | Backbone
+        | nn.Module = "auto",
         *,
-        image_shape=None,
-        data_format="auto",
-        reader=None,
-        standardize="auto",
-        optimizer="adamw",
-        optimizer_params=None,
-        lr=3e-3,
-        weight_decay=0.01,
-        lr_schedule="auto",
-        max_epochs=10,
-        batch_size="auto",
-        class_weight=None,
-        augment=None,
-        freeze=None,
-        backbone_lr_scale=1.0,
-        early_stopping=False,
-        validation_fraction=0.1,
-        n_iter_no_change=5,
-        tol=1e-4,
-        warm_start=False,
-        callbacks=None,
-        net_params=None,
-        device="auto",
-        precision="float32",
-        random_state=None,
-        verbose=0,
-    ):
+        image_shape: Sequence[int] | None = None,
+        data_format: Literal["auto", "channels_first", "channels_last"] = "auto",
+        reader: Callable[[Any], Any] | None = None,
+        standardize: bool | Literal["auto"] = "auto",
+        optimizer: str | type[torch.optim.Optimizer] = "adamw",
+        optimizer_params: dict[str, Any] | None = None,
+        lr: float = 3e-3,
+        weight_decay: float = 0.01,
+        lr_schedule: Literal["auto", "onecycle", "cosine"] | None = "auto",
+        max_epochs: int = 10,
+        batch_size: int | Literal["auto"] = "auto",
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        freeze: str | list[str] | None = None,
+        backbone_lr_scale: float = 1.0,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 5,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        callbacks: list[Any] | None = None,
+        net_params: dict[str, Any] | None = None,
+        device: str = "auto",
+        precision: Literal["float32", "bfloat16"] = "float32",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.module = module
         self.image_shape = image_shape
         self.data_format = data_format
@@ -258,7 +279,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def get_params(self, deep=True):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters, with ``deep`` also those of the layers, ``conv1__filters``.
 
         Parameters
@@ -278,7 +299,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                     params |= {f"{name}__{k}": v for k, v in layer.get_params().items()}
         return params
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, those of the layers included; a layer can be replaced whole.
 
         Parameters
@@ -313,7 +334,16 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         return clone
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None, *, X_val=None, y_val=None, sample_weight_val=None):
+    def fit(
+        self,
+        X: ImagesLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: ImagesLike | None = None,
+        y_val: ArrayLike | None = None,
+        sample_weight_val: ArrayLike | None = None,
+    ) -> Self:
         """Train the network.
 
         Parameters
@@ -352,7 +382,13 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(
+        self,
+        X: ImagesLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch at a constant learning rate.
 
         Parameters
@@ -386,7 +422,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
             self._train(data, None, 1, None if first else self.net_, partial=True)
         return self
 
-    def decision_function(self, X):
+    def decision_function(self, X: ImagesLike) -> NDArray[np.float32]:
         """Return the logits.
 
         Parameters
@@ -402,7 +438,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         logits = self._outputs(X, lambda logits: logits)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ImagesLike) -> NDArray[np.float32]:
         """Return the probabilities of the classes.
 
         Parameters
@@ -416,7 +452,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         """
         return self._outputs(X, lambda logits: logits.softmax(1))
 
-    def predict(self, X):
+    def predict(self, X: ImagesLike) -> NDArray[Any]:
         """Return the most probable class of each image.
 
         Parameters
@@ -432,12 +468,12 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         return self.classes_[winners]
 
     @property
-    def module_(self):
+    def module_(self) -> ImageNetwork:
         """The trained network."""
         return self.net_.module_
 
     @property
-    def history_(self):
+    def history_(self) -> list[dict[str, Any]]:
         """One dict an epoch."""
         rows = [self.net_.history_row(i) for i in range(len(self.net_.history))]
         # An epoch that was interrupted has no losses.

@@ -1,12 +1,17 @@
 """ConvFeatureExtractor."""
 
+from __future__ import annotations
+
 import copy
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -14,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_taps
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
+from .._images import ImagesLike
 from .._images.forms import ImageFormat, check_image_shape, check_images
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
@@ -138,22 +144,30 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         "verbose": ["verbose", None],
     }
 
+    estimator_: ConvNetClassifier
+    backbone_: Backbone
+    bad_images_: list[tuple[int, Any, str]]
+    layers_: list[str]
+    image_shape_: tuple[int, int, int]
+    n_features_in_: int
+
     def __init__(
         self,
-        estimator=None,
+        estimator: ConvNetClassifier | FrozenEstimator | Backbone | torch.nn.Module | None = None,
         *,
-        layer="penultimate",
-        pool="auto",
-        image_shape=None,
-        data_format=None,
-        reader=None,
-        on_bad_image="raise",
-        batch_size=None,
-        device=None,
-        precision=None,
-        random_state=None,
-        verbose=None,
-    ):
+        layer: str | int | Sequence[str | int] = "penultimate",
+        pool: Literal["auto", "avg", "max", "flatten", "cls"]
+        | Callable[[torch.Tensor], torch.Tensor] = "auto",
+        image_shape: Sequence[int] | None = None,
+        data_format: Literal["auto", "channels_first", "channels_last"] | None = None,
+        reader: Callable[[Any], Any] | None = None,
+        on_bad_image: Literal["raise", "nan"] = "raise",
+        batch_size: int | None = None,
+        device: str | None = None,
+        precision: Literal["float32", "bfloat16"] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int | None = None,
+    ) -> None:
         self.estimator = estimator
         self.layer = layer
         self.pool = pool
@@ -168,7 +182,15 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None, sample_weight=None, *, X_val=None, y_val=None):
+    def fit(
+        self,
+        X: ImagesLike,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: ImagesLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Self:
         """Train the network, unless it is frozen, and find its layers.
 
         Parameters
@@ -191,11 +213,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
                 self.__dict__.pop(name, None)
             images = check_images(self, X, reset=True)
             if isinstance(self.estimator, Backbone):
-                self._take_backbone(images)
+                self._take_backbone(images, self.estimator)
             elif isinstance(self.estimator, torch.nn.Module):
                 self._take_module(images)
             elif isinstance(self.estimator, FrozenEstimator):
-                self._take_frozen(images)
+                self._take_frozen(images, self.estimator.estimator)
             else:
                 self._train_classifier(X, y, sample_weight, X_val, y_val)
             self.image_shape_ = self._format.shape
@@ -203,7 +225,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             self._place_taps()
         return self
 
-    def transform(self, X):
+    def transform(self, X: ImagesLike) -> NDArray[np.float32]:
         """Return the features.
 
         Parameters
@@ -220,7 +242,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self._note_bad_images(images, features, start=0)
         return features
 
-    def transform_batches(self, X):
+    def transform_batches(self, X: ImagesLike) -> Iterator[NDArray[np.float32]]:
         """Yield the features batch by batch, for what is larger than memory.
 
         Parameters
@@ -238,7 +260,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             start += len(rows)
             yield rows
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[Any]:
         """Return the names of the features.
 
         Parameters
@@ -273,12 +295,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return self._taps.n_features
 
     @property
-    def module_(self):
+    def module_(self) -> ImageNetwork:
         """The network: raw images to outputs."""
         return self.estimator_.module_ if hasattr(self, "estimator_") else self._network
 
     @property
-    def layer_table_(self):
+    def layer_table_(self) -> Any:
         """The network's layers."""
         return as_table(self._layer_rows)
 
@@ -325,8 +347,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self.estimator_.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
         self._format = self._with_file_options(self.estimator_._format)
 
-    def _take_frozen(self, X):
-        classifier = self.estimator.estimator
+    def _take_frozen(self, X, classifier):
         if not isinstance(classifier, ConvNetClassifier):
             raise TypeError(
                 "estimator: what FrozenEstimator holds must be a ConvNetClassifier, not "
@@ -357,9 +378,9 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         files = replace(image_format.files, reader=reader, on_bad_image=self.on_bad_image)
         return replace(image_format, files=files)
 
-    def _take_backbone(self, X):
+    def _take_backbone(self, X, backbone):
         self._infer_format(X)
-        self.backbone_ = self.estimator.resolve()
+        self.backbone_ = backbone.resolve()
         seed = draw_seed(self.random_state)
         with seeded_global_states(seed):  # for weights=None
             body = self.backbone_.load(resolve_device(self.device or "auto"))

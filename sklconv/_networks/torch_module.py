@@ -1,6 +1,10 @@
 """TorchModule."""
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable
+from typing import Any, Self
 
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -41,22 +45,22 @@ class TorchModule(BaseEstimator):
 
     __module__ = "sklconv"
 
-    def __init__(self, module_class, **kwargs):
+    def __init__(self, module_class: Callable[..., nn.Module], **kwargs: Any) -> None:
         self.module_class = module_class
         self.kwargs = kwargs
 
-    def get_params(self, deep=True):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the class and its keyword arguments."""
         return {"module_class": self.module_class, **self.kwargs}
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set the class or keyword arguments; new names are taken as well."""
         params = dict(params)
         self.module_class = params.pop("module_class", self.module_class)
         self.kwargs = {**self.kwargs, **params}
         return self
 
-    def build(self, image_shape, n_classes):
+    def build(self, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
         """Call the class."""
         known = {
             "in_channels": image_shape[0],

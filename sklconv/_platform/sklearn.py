@@ -1,8 +1,10 @@
 """scikit-learn's private names, and estimators whose errors suggest the right name."""
 
-from sklearn.base import BaseEstimator
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from sklearn.base import BaseEstimator, _fit_context
 from sklearn.base import _clone_parametrized as clone_parametrized
-from sklearn.base import _fit_context as fit_context
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,
@@ -30,11 +32,18 @@ __all__ = [
     "validate_parameter_constraints",
 ]
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[Method], Method]:
+    """scikit-learn's decorator, which has no types and would hide those of the method."""
+    return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+
 
 class SuggestingEstimator(BaseEstimator):
     """An estimator whose errors of parameters say what may have been meant."""
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, those of nested objects included.
 
         Parameters

@@ -1,14 +1,19 @@
 """Backbone: a pretrained network with the preprocessing that its weights want."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import os
 import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from .._images.cropping import Fitting, border_fill
@@ -111,17 +116,17 @@ class Backbone(SuggestingEstimator):
 
     def __init__(
         self,
-        network,
+        network: str | nn.Module | Callable[[], nn.Module],
         *,
-        weights="pretrained",
-        mean=None,
-        std=None,
-        image_size=None,
-        interpolation=None,
-        crop_pct=None,
-        crop_mode=None,
-        value_range=None,
-    ):
+        weights: str | os.PathLike[str] | None = "pretrained",
+        mean: Sequence[float] | NDArray[Any] | None = None,
+        std: Sequence[float] | NDArray[Any] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        interpolation: Literal["bilinear", "bicubic"] | None = None,
+        crop_pct: float | None = None,
+        crop_mode: Literal["center", "squash", "border"] | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         self.network = network
         self.weights = weights
         self.mean = mean
@@ -136,7 +141,7 @@ class Backbone(SuggestingEstimator):
         # Clones share a module, which is never changed: its weights are there once.
         return Backbone(**self.get_params(deep=False))
 
-    def resolve(self):
+    def resolve(self) -> Backbone:
         """Return a `Backbone` whose preprocessing is filled in from the weights' library."""
         validate_parameter_constraints(
             self._parameter_constraints, self.get_params(deep=False), "Backbone"
@@ -180,32 +185,32 @@ class Backbone(SuggestingEstimator):
             raise ValueError(f"Backbone: image_size={size} is neither an int nor (height, width)")
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int] | None:
         """``image_size`` as (height, width), or None."""
-        if self.image_size is None or isinstance(self.image_size, (tuple, list)):
-            return self.image_size and tuple(self.image_size)
-        return (self.image_size, self.image_size)
+        size = self.image_size
+        if size is None:
+            return None
+        return (size[0], size[1]) if isinstance(size, (tuple, list)) else (size, size)
 
     @property
-    def network_name(self):
+    def network_name(self) -> str:
         """``network`` for errors: its name, or that of its class."""
         if isinstance(self.network, nn.Module):
             return type(self.network).__name__
         return repr(self.network)
 
     @property
-    def fitting(self):
+    def fitting(self) -> Fitting:
         """How a resolved backbone brings images to its size."""
         padded_with_mean = self.crop_mode == "border" and self.mean is not None
+        low, high = self.value_range or (0, 1)
         return Fitting(
-            self.crop_pct,
-            self.crop_mode,
-            self.interpolation,
-            border_fill(self.mean) if padded_with_mean else (0.0,),
-            tuple(self.value_range or (0, 1)),
+            **{name: getattr(self, name) for name in CROPPING},
+            fill=border_fill(self.mean) if padded_with_mean else (0.0,),
+            value_range=(low, high),
         )
 
-    def load(self, device="cpu"):
+    def load(self, device: str = "cpu") -> nn.Module:
         """Return the network with its weights, in eval mode: one for all, not to be changed."""
         if isinstance(self.network, nn.Module):
             return _shared_copy(self.network, self.weights, device)
@@ -221,7 +226,7 @@ class Backbone(SuggestingEstimator):
             stamp = _stamp(weights)
         return _load_once(self.network, weights, stamp, device, size)
 
-    def preparation(self, network):
+    def preparation(self, network: nn.Module) -> PrepareForWeights:
         """Return the module that prepares pixels for ``network``; call it on a resolved one."""
         # The libraries' networks take colour.
         channels = 3 if isinstance(self.network, str) else input_channels(network, self.size)

@@ -71,7 +71,7 @@ class Activation(Layer):
         "negative_slope": [Interval(Real, None, None, closed="neither")],
     }
 
-    def __init__(self, name, *, negative_slope=0.01):
+    def __init__(self, name: str, *, negative_slope: float = 0.01) -> None:
         self.name = name
         self.negative_slope = negative_slope
 

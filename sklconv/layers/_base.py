@@ -1,6 +1,11 @@
 """What all declarative layers have in common."""
 
+from __future__ import annotations
+
 from numbers import Integral
+
+import torch
+from torch import nn
 
 from .._platform.sklearn import Interval, SuggestingEstimator, validate_parameter_constraints
 
@@ -14,9 +19,11 @@ class Layer(SuggestingEstimator):
     _parameter_constraints: dict = {}
 
     # What `build` returns: a layer table calls modules of these classes by the layer's name.
-    torch_classes: tuple = ()
+    torch_classes: tuple[type[nn.Module], ...] = ()
 
-    def build(self, shape, n_classes, generator):
+    def build(
+        self, shape: tuple[int, ...], n_classes: int, generator: torch.Generator
+    ) -> tuple[nn.Module, tuple[int, ...]]:
         """Return the torch module and its output shape.
 
         Parameters

@@ -1,6 +1,7 @@
 """Convolutions."""
 
 from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import nn
@@ -89,15 +90,15 @@ class Conv(Layer):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
+        filters: int,
+        kernel_size: int | tuple[int, int],
         *,
-        stride=1,
-        padding="valid",
-        activation="relu",
-        bias=True,
-        kernel_init="default",
-    ):
+        stride: int | tuple[int, int] = 1,
+        padding: Literal["valid", "same", "full"] | int | tuple[int, int] = "valid",
+        activation: str | None = "relu",
+        bias: bool = True,
+        kernel_init: str | tuple[str, float] = "default",
+    ) -> None:
         self.filters = filters
         self.kernel_size = kernel_size
         self.stride = stride

@@ -2,6 +2,7 @@
 
 import math
 from numbers import Integral
+from typing import Literal
 
 import torch
 from torch import nn
@@ -53,7 +54,14 @@ class Dense(Layer):
         "kernel_init": CONSTRAINTS,
     }
 
-    def __init__(self, units, *, activation="relu", bias=True, kernel_init="default"):
+    def __init__(
+        self,
+        units: int | Literal["n_classes"],
+        *,
+        activation: str | None = "relu",
+        bias: bool = True,
+        kernel_init: str | tuple[str, float] = "default",
+    ) -> None:
         self.units = units
         self.activation = activation
         self.bias = bias

@@ -86,7 +86,7 @@ class Dropout(Layer):
     torch_classes = (DropoutModule,)
     _parameter_constraints = {"rate": [Interval(Real, 0, 1, closed="left")]}
 
-    def __init__(self, rate):
+    def __init__(self, rate: float) -> None:
         self.rate = rate
 
     def _build(self, shape, n_classes, generator):
@@ -115,7 +115,7 @@ class SpatialDropout(Layer):
     torch_classes = (SpatialDropoutModule,)
     _parameter_constraints = {"rate": [Interval(Real, 0, 1, closed="left")]}
 
-    def __init__(self, rate):
+    def __init__(self, rate: float) -> None:
         self.rate = rate
 
     def _build(self, shape, n_classes, generator):

@@ -36,7 +36,7 @@ class BatchNorm(Layer):
         "eps": [Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(self, *, momentum=0.1, eps=1e-5):
+    def __init__(self, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
         self.momentum = momentum
         self.eps = eps
 

@@ -1,5 +1,7 @@
 """Pooling."""
 
+from typing import Literal
+
 from torch import nn
 
 from .._platform.sklearn import StrOptions
@@ -14,7 +16,15 @@ class _Pool(Layer):
         "ceil_mode": ["boolean"],
     }
 
-    def __init__(self, size, *, stride=None, ceil_mode=False):
+    size: int | tuple[int, int] | Literal["auto"]
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        stride: int | tuple[int, int] | None = None,
+        ceil_mode: bool = False,
+    ) -> None:
         self.size = size
         self.stride = stride
         self.ceil_mode = ceil_mode
@@ -68,6 +78,17 @@ class MaxPool(_Pool):
         "size": [*EXTENT, StrOptions({"auto"})],
     }
     torch_classes = (nn.MaxPool2d,)
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] | Literal["auto"],
+        *,
+        stride: int | tuple[int, int] | None = None,
+        ceil_mode: bool = False,
+    ) -> None:
+        self.size = size
+        self.stride = stride
+        self.ceil_mode = ceil_mode
 
     def _window(self, image):
         if self.size == "auto":
