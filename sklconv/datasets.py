@@ -67,12 +67,12 @@ def load_mnist(
     FileNotFoundError
         If a folder is given, by `data_home` or by ``SKLCONV_DATA``, and a file is missing from it.
     ValueError
-        If a file is truncated, damaged, or not the IDX file that its name says.
+        If a file is truncated, damaged, or not the IDX file that its name promises.
 
     Notes
     -----
-    The four files of any data set in MNIST's format are read, for example those of Fashion-MNIST;
-    the number of images is then theirs.
+    The four files of any data set in MNIST's format are read, for example those of Fashion-MNIST,
+    with their number of images.
 
     References
     ----------
@@ -185,7 +185,7 @@ def load_images(
     """Decode image files once, into an array in memory or on disk.
 
     An estimator reads files each time it needs them. Training over many epochs is faster from the
-    array that this returns; the memory of one image of shape (3, 224, 224) is 150 kB.
+    array that this returns; one image of shape (3, 224, 224) takes 150 kB.
 
     Parameters
     ----------
@@ -193,30 +193,31 @@ def load_images(
         Paths, contents of files as bytes, or PIL images.
     image_shape : tuple of int
         ``(height, width)`` of grey images, or ``(channels, height, width)``: 1 channel is grey, 3
-        are colour, 4 are colour and alpha. Each image is turned upright as its EXIF orientation
-        says, converted, and resized, antialiased, without a crop.
+        are colour, 4 are colour and alpha. Each image is turned upright according to its EXIF
+        orientation, converted, and resized, antialiased, without a crop.
     out : ndarray, str or path-like, default=None
         Array or memmap to write to, of the shape and dtype of the result, or path of a ``.npy``
-        file to write. The file replaces one of that name when all images are in it; the result
-        is then a read-only memmap of it. If None, a new array is returned.
+        file to write. It replaces an existing file when all images are in it; the result is
+        then a read-only memmap of it. If None, a new array is returned.
     reader : callable, default=None
         Called with each of `paths`, from several threads at a time, for what Pillow can't read.
-        Returns a PIL image, or an array of shape (H, W) or (H, W, C) that is resized; uint8 stays
-        uint8, other numbers become float32. Any number of channels may then be asked for.
+        Returns a PIL image, or an array of shape (H, W) or (H, W, C), which is resized; uint8
+        stays uint8, other numbers become float32. `image_shape` may then have any number of
+        channels.
     verbose : int, default=0
         Whether to show a progress bar.
 
     Returns
     -------
     images : ndarray of shape (n_images, channels, height, width)
-        dtype uint8, or float32 where a `reader` returns other numbers. `out` itself where that is
-        an array.
+        dtype uint8, or float32 if `reader` returns other numbers. `out` itself if that is an
+        array.
 
     Raises
     ------
     BadImageError
-        If a file can't be read, a `ValueError` that names it and the reason. What was written to
-        an array `out` until then stays there; a file `out` is left as it was.
+        If a file can't be read; a `ValueError` that names it and the reason. What was already
+        written to an array `out` stays there; an existing file `out` is left as it was.
 
     See Also
     --------
@@ -226,8 +227,8 @@ def load_images(
     Notes
     -----
     AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP files are read, whatever they are
-    called. Of animated images it is the first frame. Grey values of 16 bits are scaled to 8;
-    integers of 32 bits and floats, whose range nothing states, take a `reader`.
+    named. Of animated images the first frame is read. Grey values of 16 bits are scaled to 8;
+    integers of 32 bits and floats, whose range is unknown, need a `reader`.
 
     Large JPEGs are decoded at a fraction of their size, at least four times that of
     the result.

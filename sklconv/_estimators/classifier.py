@@ -51,107 +51,107 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         (``conv1__filters``); ``"passthrough"`` in a layer's place leaves it out; an output
         layer is added unless there is a ``Dense("n_classes")``. A `TorchModule`, built at
         fit. A `Backbone`, whose head is replaced by one for the classes. A module
-        instance: copied, never changed; it must put out one column a class.
+        instance: copied, never changed; it must return one column per class.
     image_shape : tuple of int or None, default=None
         ``(height, width)`` or ``(channels, height, width)`` of the images, in pixels; needed
-        where ``X`` does not say it.
+        where ``X`` does not determine it.
     data_format : {"auto", "channels_first", "channels_last"}, default="auto"
-        Where the channels are in a 4-D ``X``, and in the pixel order of a flat one. "auto": at
+        Where the channels are in a 4-D ``X``, and in the pixel order of a flat one. "auto": on
         the axis of size 1 to 4 in a 4-D ``X``, first in a flat one.
     reader : callable or None, default=None
-        Reads what Pillow can't, where ``X`` holds image files: called with an entry of ``X``,
-        from several threads at a time, it returns an array of shape (H, W) or (H, W, C).
+        Reads image files that Pillow can't: called with an entry of ``X``, from several
+        threads at a time, it returns an array of shape (H, W) or (H, W, C).
     standardize : bool or "auto", default="auto"
         Whether each channel's mean and standard deviation are learnt at fit and applied
         inside the network. "auto": unless ``module`` is a `Backbone`, which has its own
-        preparation, or a module instance. Where it is off, uint8 is divided by 255 and other
+        preprocessing, or a module instance. Without it, uint8 is divided by 255 and other
         numbers go in unchanged.
     optimizer : str or type, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``,
         ``"nadam"``, ``"lbfgs"`` or a class of `torch.optim`.
     optimizer_params : dict or None, default=None
-        Its further arguments, such as ``{"momentum": 0.9, "nesterov": True}``.
+        Further arguments of the optimizer, such as ``{"momentum": 0.9, "nesterov": True}``.
     lr : float, default=3e-3
-        Learning rate; the highest one under a schedule.
+        Learning rate; with a schedule, the highest one.
     weight_decay : float, default=0.01
-        As the optimizer has it: decoupled for ``"adamw"``, an L2 penalty for the others.
+        Decoupled for ``"adamw"``, an L2 penalty for the other optimizers.
     lr_schedule : {"auto", "onecycle", "cosine"} or None, default="auto"
-        How the learning rate changes from batch to batch. "auto": "onecycle", or None where
-        ``early_stopping`` is on, since nobody knows then how long the training will be.
-        None: not at all.
+        How the learning rate changes from batch to batch. "auto": "onecycle", or None with
+        ``early_stopping``, as the number of epochs is then not known beforehand. None: it is
+        constant.
     max_epochs : int, default=10
         Number of passes over the training data.
     batch_size : int or "auto", default="auto"
-        Images in a training batch. "auto": 128, and down to 8 for small data, about a
-        fortieth of them.
+        Images in a training batch. "auto": 128; for small data about a fortieth of the
+        images, down to 8.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes in the training loss; of those that a dict does not name, 1. A
-        dict that names all classes may name further ones, which a fold may lack.
+        Weights of the classes in the training loss; 1 for those that a dict does not name. A
+        dict that names all classes may name others, which can be missing in a fold.
     augment : callable or None, default=None
         Called on each training batch, a float32 tensor of shape (N, C, H, W); returns one.
-        Pixels are as in ``X``, or divided by 255 where they are uint8 and ``standardize`` is
+        Pixels are as in ``X``, or divided by 255 if they are uint8 and ``standardize`` is
         off.
     freeze : "backbone", str, list of str or None, default=None
-        Layers that stay as they are, their batch-norm statistics and dropout included: all but
-        the new head of a `Backbone`, or those named, by globs as well (``"layer[123]*"``).
-        With a frozen backbone, and without ``augment``, what it puts out is computed once.
+        Layers that are not trained, batch-norm statistics and dropout included: all but the
+        new head of a `Backbone`, or those named, also by globs (``"layer[123]*"``). The output
+        of a frozen backbone is computed only once, unless there is ``augment``.
     backbone_lr_scale : float, default=1.0
-        Factor of the learning rate of all layers but the head of a `Backbone`.
+        Factor on the learning rate of all layers but the head of a `Backbone`.
     early_stopping : bool, default=False
-        Whether to stop when the validation loss gets no better, and to go back to the weights
+        Whether to stop when the validation loss no longer improves, and to restore the weights
         that had the lowest. Without ``X_val``, ``validation_fraction`` of the training data
         is held out, stratified.
     validation_fraction : float, default=0.1
-        Share of the training data that early stopping holds out.
+        Fraction of the training data that early stopping holds out.
     n_iter_no_change : int, default=5
         Epochs without improvement after which early stopping stops.
     tol : float, default=1e-4
-        What counts as improvement of the validation loss.
+        Smallest improvement of the validation loss that counts.
     warm_start : bool, default=False
-        Whether the next ``fit`` goes on from the weights there are, with a new schedule.
+        Whether the next ``fit`` starts from the current weights, with a new schedule.
     callbacks : list of skorch callbacks or None, default=None
-        Copied at fit. They get every event that they get in skorch.
+        Copied at fit. They receive the same events as in skorch.
     net_params : dict or None, default=None
         Further parameters of skorch's net, such as ``{"criterion__label_smoothing": 0.1}``.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"``, ``"mps"`` or another name that torch knows. "auto": a GPU if
         there is one.
     precision : {"float32", "bfloat16"}, default="float32"
-        "bfloat16": layers compute with 16-bit numbers, weights stay 32-bit; for GPUs, and CPUs
-        with instructions for it, an error elsewhere.
+        "bfloat16": layers compute with 16-bit numbers, weights stay 32-bit. For GPUs, and CPUs
+        with instructions for it; an error elsewhere.
     random_state : int, RandomState instance or None, default=None
-        Seeds the weights, the order of the images, dropout and, for networks that are not
-        made of declarative layers and for ``augment``, the global generators meanwhile. With
-        the same int, machine and number of threads the same bits come out.
+        Seeds the weights, the order of the images and dropout; during fit also the global
+        generators, for ``augment`` and for networks not made of declarative layers. With the
+        same int, machine and number of threads, results are the same to the bit.
     verbose : int, default=0
-        1: print the layer table and a line an epoch. 2: a progress bar over batches, too, on a
-        terminal or in a notebook.
+        1: print the layer table and a line per epoch. 2: also show a progress bar over batches,
+        on a terminal or in a notebook.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         The class labels.
     module_ : torch.nn.Module
-        The trained network: raw images of shape (N, C, H, W) to logits. The network proper is
-        its ``body``.
+        The trained network: raw images of shape (N, C, H, W) to logits. Its ``body`` is the
+        network without the preprocessing.
     net_ : skorch.NeuralNetClassifier
         The skorch net.
     image_shape_ : tuple of int
         ``(C, H, W)``.
     n_features_in_ : int
-        ``C * H * W``, whichever form ``X`` had.
+        ``C * H * W``, whatever the form of ``X``.
     feature_names_in_ : ndarray of str
         Names of the columns, if ``X`` had names that are all strings.
     n_iter_ : int
         Number of epochs of the last fit.
     history_ : list of dict
-        One dict an epoch: epoch, train_loss, train_accuracy, valid_loss, valid_accuracy, lr,
-        duration (seconds). Goes on under ``warm_start`` and ``partial_fit``.
+        One dict per epoch: epoch, train_loss, train_accuracy, valid_loss, valid_accuracy, lr,
+        duration (seconds). Continued by ``warm_start`` and ``partial_fit``.
     layer_table_ : pandas.DataFrame or list of dict
-        Name, type, output shape and number of learnable parameters of each layer, those of
-        layers inside it not counted: the numbers add up to the network's. ``penultimate`` is
-        "output" in the row of the layer that puts out what ``layer="penultimate"`` of a
-        `ConvFeatureExtractor` takes, "input" in that of the classifier, if no layer does.
+        Name, type, output shape and number of learnable parameters of each layer, without
+        those of layers inside it, so that the numbers add up. ``penultimate`` is "output" in
+        the row of the layer whose output ``layer="penultimate"`` of a `ConvFeatureExtractor`
+        takes or, if there is none, "input" in the row of the classifier.
 
     See Also
     --------
@@ -159,11 +159,11 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
 
     Notes
     -----
-    A fit that fails leaves the estimator as it was. Ctrl-C is re-raised, and the weights of
-    that moment are kept.
+    A fit that fails leaves the estimator as it was. Ctrl-C is re-raised, and the current
+    weights are kept.
 
     Networks of declarative layers have random generators of their own; others, and
-    ``augment``, draw from the global ones, so in parallel threads their fits take turns.
+    ``augment``, draw from the global ones, so their fits in parallel threads take turns.
 
     Examples
     --------
@@ -280,7 +280,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         self.verbose = verbose
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters, with ``deep`` also those of the layers, ``conv1__filters``.
+        """Return the parameters; with ``deep``, also those of the layers (``conv1__filters``).
 
         Parameters
         ----------
@@ -300,7 +300,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         return params
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, those of the layers included; a layer can be replaced whole.
+        """Set parameters, including those of the layers; a whole layer can be replaced.
 
         Parameters
         ----------
@@ -356,8 +356,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the images in the training loss.
         X_val, y_val, sample_weight_val : default=None
-            Images, labels and weights to validate on after each epoch, in place of what early
-            stopping would hold out.
+            Images, labels and weights to validate on after each epoch, instead of data that
+            early stopping would hold out.
 
         Returns
         -------
@@ -398,7 +398,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         y : array-like of shape (n_samples,)
             Labels.
         classes : array-like of shape (n_classes,) or None, default=None
-            All labels that will ever come; needed at the first call.
+            All labels that will ever occur; needed at the first call.
         sample_weight : array-like of shape (n_samples,) or None, default=None
             Weights of the images in the training loss.
 
@@ -433,7 +433,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            For two classes: the logit of the second less that of the first.
+            For two classes: the logit of the second minus that of the first.
         """
         logits = self._outputs(X, lambda logits: logits)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
@@ -474,7 +474,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
 
     @property
     def history_(self) -> list[dict[str, Any]]:
-        """One dict an epoch."""
+        """One dict per epoch."""
         rows = [self.net_.history_row(i) for i in range(len(self.net_.history))]
         # An epoch that was interrupted has no losses.
         return [row for row in rows if row["train_loss"] is not None]

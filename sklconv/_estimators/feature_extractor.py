@@ -52,32 +52,32 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         The network. A `ConvNetClassifier`, fitted or not, is cloned and trained at fit; None
         means one with default parameters. Wrapped in
         :class:`~sklearn.frozen.FrozenEstimator`, a fitted one is used as it is. A `Backbone`
-        is a pretrained network with its preprocessing; its weights are read at fit, nothing is
-        trained and no y is needed. A module is copied and used likewise.
+        is a pretrained network with its preprocessing; its weights are loaded at fit, nothing
+        is trained and no y is needed. A module is copied and used in the same way.
     layer : str, int or list of these, default="penultimate"
         Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
         into the layers in the order in which they run, a glob (``"conv*"``), or several of
-        these, from one pass. ``"penultimate"`` is what goes into the classifier: what timm
-        calls pre-logits in its networks; else what feeds the last linear layer, if that layer's
-        output is the network's, but for a softmax; else the maps that feed a last convolution
-        of one pixel, if the means of its maps are the output. If none of these is found, the
-        network's output is taken, with a warning. A layer that runs several times is
-        tapped at its last call. Layers that put out lists, tuples or dicts can't be tapped.
+        these, from one pass. ``"penultimate"`` is the input of the classifier: what timm
+        calls pre-logits in its networks; else the input of the last linear layer, if that
+        layer's output is the network's, apart from a softmax; else the input of a final 1×1
+        convolution, if the means of its maps are the network's output. If none of these is
+        found, the network's output is taken, with a warning. A layer that runs several times is
+        tapped at its last call. Layers that return lists, tuples or dicts can't be tapped.
     pool : {"auto", "avg", "max", "flatten", "cls"} or callable, default="auto"
         How feature maps and tokens become vectors: the mean or maximum of each channel, all
         values, or the class token. "auto": the mean. Means and maxima of tokens (N, T, C) are
-        over the patches, without class token and registers, if the network says how many of
+        over the patches, without class token and registers, if the network states how many of
         these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
         (N, H, W, C) where the network computes them so. A callable takes the activation as it
-        is, a tensor, and returns one of shape (N, n_features). Vectors are left alone.
+        is, a tensor, and returns one of shape (N, n_features). Vectors are left unchanged.
     image_shape, data_format, reader, device, precision, random_state, verbose : default=None
-        As for `ConvNetClassifier`; None: as the estimator has it.
+        As for `ConvNetClassifier`; None: the estimator's value.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
         row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case.
     batch_size : int or None, default=None
-        Images in a batch of `transform`; None: 256 for images of at most 1,024
-        values, else 128.
+        Images in a batch of `transform`; None: 256 for images of at most 1,024 values, else
+        128.
 
     Attributes
     ----------
@@ -86,20 +86,19 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     module_ : torch.nn.Module
         The network: raw images to outputs.
     backbone_ : Backbone
-        The backbone with its preprocessing filled in, where ``estimator`` is one.
+        The backbone with its preprocessing filled in, if ``estimator`` is one.
     bad_images_ : list of (int, item, str)
-        Of the last transform of image files: row, file and reason of each that could not be
-        read.
+        Row, file and reason of each image file that the last transform could not read.
     layers_ : list of str
         Names of the tapped layers.
     layer_table_ : pandas.DataFrame or list of dict
-        Name, type, output shape and number of parameters of each layer, as `ConvNetClassifier`
-        has it, but with modules that hold others, which can be tapped as well, and whether the
-        parameters learn or not.
+        Name, type, output shape and number of parameters of each layer, as in
+        `ConvNetClassifier`, but including modules that contain others, which can be tapped as
+        well, and parameters that are not learnable.
     image_shape_ : tuple of int
         ``(C, H, W)``.
     n_features_in_ : int
-        ``C * H * W``, whichever form ``X`` had.
+        ``C * H * W``, whatever the form of ``X``.
     feature_names_in_ : ndarray of str
         Names of the columns, if ``X`` had names that are all strings.
 
@@ -110,7 +109,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     Notes
     -----
     The network always runs in evaluation mode. The features of images that it was trained on
-    look better than those of new images: score what stands behind them on other data.
+    look better than those of new images: evaluate the model that follows on other data.
 
     Examples
     --------
@@ -243,7 +242,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return features
 
     def transform_batches(self, X: ImagesLike) -> Iterator[NDArray[np.float32]]:
-        """Yield the features batch by batch, for what is larger than memory.
+        """Yield the features batch by batch, for data larger than memory.
 
         Parameters
         ----------
@@ -266,12 +265,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         Parameters
         ----------
         input_features : array-like of str or None, default=None
-            Only checked against the names at fit.
+            Only compared with the names at fit.
 
         Returns
         -------
         ndarray of str
-            ``dense_0``; of pooled maps ``conv2_0``, one a channel; of flattened ones
+            ``dense_0``; of pooled maps ``conv2_0``, one per channel; of flattened maps
             ``conv2_3_y0_x5``, of flattened tokens ``norm_3_t5``.
         """
         check_is_fitted(self)

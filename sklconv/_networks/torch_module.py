@@ -15,7 +15,7 @@ class TorchModule(BaseEstimator):
 
     The class is called at fit with these arguments, plus whichever of ``in_channels`` or
     ``in_chans``, ``num_classes`` or ``n_classes``, and ``image_shape`` (``(C, H, W)``) its
-    signature takes and the arguments do not name. Its output must be logits, one column a
+    signature takes and the arguments do not name. Its output must be logits, one column per
     class.
 
     Parameters
@@ -23,7 +23,7 @@ class TorchModule(BaseEstimator):
     module_class : type
         A subclass of `torch.nn.Module`, or any callable that returns a module.
     **kwargs
-        Passed on to it. Each is a parameter: ``module__width`` in a grid.
+        Passed to it. Each is a parameter: ``module__width`` in a grid.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class TorchModule(BaseEstimator):
         return {"module_class": self.module_class, **self.kwargs}
 
     def set_params(self, **params: Any) -> Self:
-        """Set the class or keyword arguments; new names are taken as well."""
+        """Set the class or keyword arguments; new names are accepted as well."""
         params = dict(params)
         self.module_class = params.pop("module_class", self.module_class)
         self.kwargs = {**self.kwargs, **params}

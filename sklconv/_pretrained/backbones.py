@@ -1,4 +1,4 @@
-"""Backbone: a pretrained network with the preprocessing that its weights want."""
+"""Backbone: a pretrained network with the preprocessing that its weights expect."""
 
 from __future__ import annotations
 
@@ -41,48 +41,48 @@ CROPPING = ("interpolation", "crop_pct", "crop_mode")
 
 
 class Backbone(SuggestingEstimator):
-    """A pretrained network, with the preprocessing that its weights want.
+    """A pretrained network, with the preprocessing that its weights expect.
 
     As the ``estimator`` of a `ConvFeatureExtractor` it is frozen; as the ``module`` of a
     `ConvNetClassifier` it gets a new head for the classes and is fine-tuned. Nothing is
-    loaded before fit, and then once a process, however often an estimator is cloned. The two
-    networks used last stay in memory.
+    loaded before fit, and then once per process, however often an estimator is cloned. The
+    two networks used last stay in memory.
 
     Parameters
     ----------
     network : str, torch.nn.Module or callable
         ``"timm/resnet18"``, ``"torchvision/resnet18"``,
         ``"efficientnet_lite/efficientnet-lite0"``, a module, or a function without arguments
-        that returns one. A module is copied, never changed; parameters that do not require
-        gradients in it stay frozen in fine-tuning.
+        that returns one. A module is copied, never changed; those of its parameters that do
+        not require gradients stay frozen in fine-tuning.
     weights : str, path-like or None, default="pretrained"
-        "pretrained": those that the library downloads (tens to hundreds of MB, once) or, for
-        EfficientNet-Lite, that are installed as a package, or that the module has. A path: a
-        ``.safetensors`` file or a ``.pth`` file with nothing but tensors in it. None: random.
+        "pretrained": those that the library downloads (tens to hundreds of MB, once), for
+        EfficientNet-Lite those installed as a package, for a module its own. A path: a
+        ``.safetensors`` file, or a ``.pth`` file that holds only tensors. None: random.
     mean, std : sequence of float or None, default=None
-        Of each channel, of pixels in [0, 1]. None: as the weights' library says, or none.
+        Of each channel, for pixels in [0, 1]. None: as the weights' library says, or none.
     image_size : int, (int, int) or None, default=None
-        Height and width that images get, in pixels; networks of timm and torchvision that take
-        images of one size only, such as transformers, are built for it. **Images that have them
-        already are cropped as well**, as the weights' own transform does: with
-        ``crop_pct=0.875``, 224 × 224 pixels are resized to 256 × 256, and the middle is taken.
-        None: as the weights' library says (the size for testing, where it has one); else images
-        stay as they are, uncropped.
+        Height and width of the network's input, in pixels; networks of timm and torchvision
+        that take images of one size only, such as transformers, are built for it. **Images that
+        already have this size are cropped as well**, as by the weights' own transform: with
+        ``crop_pct=0.875``, 224 × 224 pixels are resized to 256 × 256, and the centre is kept.
+        None: as the weights' library says (the size for testing, if it has one); else images
+        are neither resized nor cropped.
     interpolation : {"bilinear", "bicubic"} or None, default=None
-        How, antialiased. None: as the weights' library says, or "bilinear".
+        How images are resized, antialiased. None: as the weights' library says, or "bilinear".
     crop_pct : float in (0, 2) or None, default=None
-        Images are resized to ``image_size / crop_pct``, and the middle of that is taken. **Below
-        1 all four margins are cut off**; with 1 they are kept, which digits need that fill the
-        image; above 1 there is black around. None: as the weights' library says, or 1. Without
-        an ``image_size`` it is an error, as ``crop_mode`` is.
+        Images are resized to ``image_size / crop_pct``, and the centre is kept. **Below 1 all
+        four margins are cut off**; with 1 they are kept, as digits that fill the image need;
+        above 1 a black border is added. None: as the weights' library says, or 1. Without an
+        ``image_size``, this and ``crop_mode`` are errors.
     crop_mode : {"center", "squash", "border"} or None, default=None
-        What is resized to that size: "center", the shorter side, and what the longer one has too
-        much is cut off; "squash", both sides, whatever their proportions; "border", the longer
-        side, and a border of the colour ``mean`` is put around. None: as the weights' library
-        says, else "center" if there is a ``crop_pct`` and "squash" if not.
+        What is resized to that size: "center", the shorter side, and the longer one is cut to
+        size; "squash", both sides, whatever their proportions; "border", the longer side, and a
+        border of the colour ``mean`` is added. None: as the weights' library says, else
+        "center" if there is a ``crop_pct`` and "squash" if not.
     value_range : (float, float) or None, default=None
-        What pixels that are not uint8 span. None: [0, 1] where there are ``mean`` and ``std``,
-        and then values outside are an error; else they go in unchanged. uint8 spans [0, 255].
+        Range of pixels that are not uint8. None: [0, 1] if there are ``mean`` and ``std``, and
+        values outside are an error; else they go in unchanged. uint8 ranges over [0, 255].
 
     See Also
     --------
@@ -211,7 +211,7 @@ class Backbone(SuggestingEstimator):
         )
 
     def load(self, device: str = "cpu") -> nn.Module:
-        """Return the network with its weights, in eval mode: one for all, not to be changed."""
+        """Return the network with its weights, in eval mode: shared, not to be changed."""
         if isinstance(self.network, nn.Module):
             return _shared_copy(self.network, self.weights, device)
         size = None

@@ -31,9 +31,9 @@ class Layer(SuggestingEstimator):
         shape : tuple of int
             Of the input, without the batch: ``(C, H, W)`` or ``(n_features,)``.
         n_classes : int
-            What ``"n_classes"`` stands for.
+            The value of ``"n_classes"``.
         generator : torch.Generator
-            From which the weights are drawn.
+            Draws the weights.
 
         Returns
         -------

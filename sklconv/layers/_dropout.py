@@ -69,7 +69,7 @@ class Dropout(Layer):
     Parameters
     ----------
     rate : float in [0, 1)
-        Share that is dropped. On a CPU it is rounded to a multiple of 1/256.
+        Fraction that is dropped. On a CPU it is rounded to a multiple of 1/256.
 
     References
     ----------
@@ -94,12 +94,12 @@ class Dropout(Layer):
 
 
 class SpatialDropout(Layer):
-    """Dropout of whole feature maps, whose neighbouring pixels are too alike for `Dropout`.
+    """Dropout of whole feature maps, as neighbouring pixels are too similar for `Dropout`.
 
     Parameters
     ----------
     rate : float in [0, 1)
-        Share of the maps that is dropped. On a CPU it is rounded to a multiple of 1/256.
+        Fraction of the maps that is dropped. On a CPU it is rounded to a multiple of 1/256.
 
     References
     ----------

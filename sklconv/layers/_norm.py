@@ -14,8 +14,8 @@ class BatchNorm(Layer):
     Parameters
     ----------
     momentum : float, default=0.1
-        Weight of the newest batch in the running statistics (torch's sense; Keras and
-        TensorFlow count the other way round: theirs is ``1 - momentum``).
+        Weight of the newest batch in the running statistics, as in torch; Keras and
+        TensorFlow have the opposite convention, ``1 - momentum``.
     eps : float, default=1e-5
         Added to the variance.
 

@@ -59,12 +59,12 @@ class MaxPool(_Pool):
     Parameters
     ----------
     size : int, (int, int) or "auto"
-        Height and width of the window, in pixels. ``"auto"`` halves each axis, takes it down
-        to at most 16 where it is longer than 32, and leaves an axis of one pixel alone.
+        Height and width of the window, in pixels. ``"auto"`` halves each axis, reduces it to
+        at most 16 where it is longer than 32, and leaves an axis of one pixel as it is.
     stride : int, (int, int) or None, default=None
-        Step of the window, in pixels; None: as wide as the window.
+        Step of the window, in pixels; None: the size of the window.
     ceil_mode : bool, default=False
-        Whether a window that reaches over the edge counts.
+        Whether windows that extend beyond the edge count.
 
     Examples
     --------
@@ -104,10 +104,10 @@ class AvgPool(_Pool):
     size : int or (int, int)
         Height and width of the window, in pixels.
     stride : int, (int, int) or None, default=None
-        Step of the window, in pixels; None: as wide as the window.
+        Step of the window, in pixels; None: the size of the window.
     ceil_mode : bool, default=False
-        Whether a window that reaches over the edge counts; the mean is then over the pixels
-        that are there.
+        Whether windows that extend beyond the edge count; the mean is then over the pixels
+        inside.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class GlobalAvgPoolModule(nn.Module):
 
 
 class GlobalAvgPool(Layer):
-    """Mean of each feature map: maps become one vector.
+    """Mean of each feature map: the maps become one vector.
 
     References
     ----------
