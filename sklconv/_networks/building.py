@@ -26,13 +26,13 @@ N_TRACED = 2
 
 def auto_layers():
     """The layers of ``module="auto"``: a small CNN that any image from 1×1 up can bear."""
-    he = {"kernel_init": "he_uniform"}
+    he = "he_uniform"
     return [
-        ("conv1", layers.Conv(32, 3, padding="same", **he)),
+        ("conv1", layers.Conv(32, 3, padding="same", kernel_init=he)),
         ("pool1", layers.MaxPool("auto")),
-        ("conv2", layers.Conv(64, 3, padding="same", **he)),
+        ("conv2", layers.Conv(64, 3, padding="same", kernel_init=he)),
         ("pool2", layers.MaxPool("auto")),
-        ("dense", layers.Dense(256, **he)),
+        ("dense", layers.Dense(256, kernel_init=he)),
     ]
 
 
