@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from .pooling import Reading, feature_names, pooled, read_activation
-from .taps import Tap, find_deepest, resolve_taps, tapped_activation
+from .taps import (
+    NETWORK_OUTPUT,
+    Tap,
+    find_deepest,
+    multiply_adds,
+    resolve_taps,
+    tapped_activation,
+)
 from .tracing import trace_layers
 
 
@@ -24,6 +31,7 @@ class TapSet:
 
     tapped: tuple[TappedLayer, ...]
     deepest: Tap
+    multiply_adds: int = 0  # of convolutions and linear layers up to there, an image
 
     @property
     def taps(self):
@@ -71,7 +79,14 @@ def place_taps(layer, pool, network, trace, images, penultimate):
     """
     taps = resolve_taps(layer, trace, penultimate)
     tapped = tuple(_tapped_layer(tap, pool, network, trace, images) for tap in taps)
-    return TapSet(tapped, find_deepest(taps, trace.calls))
+    deepest = find_deepest(taps, trace.calls)
+    return TapSet(tapped, deepest, multiply_adds(trace.calls, deepest))
+
+
+def output_taps(n_outputs):
+    """Return the `TapSet` of a network's output, a row of ``n_outputs`` an image."""
+    reading = Reading(NETWORK_OUTPUT.name, (n_outputs,))
+    return TapSet((TappedLayer(NETWORK_OUTPUT, reading, n_outputs),), NETWORK_OUTPUT)
 
 
 def _tapped_layer(tap, pool, network, trace, images):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import torch
+from torch import nn
 
 from .._platform.devices import autocast
 from .._platform.passes import pass_hooks
@@ -237,9 +238,21 @@ class _Hooks:
 
 def find_deepest(taps, calls):
     """Return the tap whose activation comes last in a pass."""
-    last = {call.name: position for position, call in enumerate(calls)}
-    last[""] = len(calls)
-    return max(taps, key=lambda tap: last[tap.module] - (0.5 if tap.of_input else 0))
+    return max(taps, key=lambda t: _last_position(t.module, calls) - (0.5 if t.of_input else 0))
+
+
+def _last_position(module, calls):
+    """Where in a pass a module is called last; the network itself behind all."""
+    return max((i for i, call in enumerate(calls) if call.name == module), default=len(calls))
+
+
+def multiply_adds(calls, deepest):
+    """Return the multiply-adds of convolutions and linear layers up to a tap, an image."""
+    total = 0
+    for call in calls[: _last_position(deepest.module, calls) + 1]:
+        if isinstance(call.module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            total += call.output[:1].numel() * call.module.weight[0].numel()
+    return total
 
 
 def tapped_activation(tap, trace):

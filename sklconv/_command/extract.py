@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .._engines.choice import pays
+from .._engines.graph import NotExportable
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._images.files import TAKE_A_READER
 from .._platform.digests import Undigestible, digest_of
@@ -43,7 +45,8 @@ def extract(arguments):
     with closing(PartialResults(Path(f"{output}.partial"))) as results:
         try:
             extractor = _fit_extractor(arguments, photos)
-            _begin(results, extractor, photos, arguments)
+            probe = _settle_engine(extractor, len(photos.paths))
+            _begin(results, extractor, photos, arguments, probe)
             _compute(results, extractor, photos, arguments)
             report = _write(results, extractor, photos, output)
         except BaseException as error:
@@ -63,6 +66,7 @@ def _fit_extractor(arguments, photos):
         layer=arguments.layer or "penultimate",
         pool=arguments.pool,
         batch_size=arguments.batch_size,
+        engine=arguments.engine,
         device=arguments.device,
         on_bad_image="nan",
         random_state=0,  # random weights are the same in the run that goes on
@@ -70,7 +74,23 @@ def _fit_extractor(arguments, photos):
     return extractor.fit(photos.paths)
 
 
-def _begin(results, extractor, photos, arguments):
+def _settle_engine(extractor, n_photos):
+    """Choose the engine for all photos, however many a later run has left; return the probe."""
+    is_open = extractor.engine == "auto"
+    if is_open:
+        taps, network = extractor._taps, extractor.module_
+        many = pays(network, taps, extractor.pool, network.precision, n_photos)
+        extractor.set_params(engine="onnxruntime" if many else "torch")
+    try:
+        return _probe(extractor)
+    except NotExportable as error:
+        if not is_open:
+            raise CommandError(str(error)) from error
+        say(f"sklconv: {error.__cause__}; torch computes the features")
+        return _probe(extractor.set_params(engine="torch"))
+
+
+def _begin(results, extractor, photos, arguments, probe):
     settings = {
         "--backbone": arguments.backbone,
         "--layer": extractor.layers_,
@@ -79,15 +99,16 @@ def _begin(results, extractor, photos, arguments):
         "--crop-pct": extractor.backbone_.crop_pct,
         "--crop-mode": extractor.backbone_.crop_mode,
         "--batch-size": arguments.batch_size,
+        "--engine": extractor.engine,
         "the device": str(extractor.module_.device),
         "the software": {},
         "the network": _digest_of(extractor.module_),
         "the photos": photos_digest(photos),
     }
-    for name in SOFTWARE:
+    for name in (*SOFTWARE, *(["onnxruntime"] if extractor.engine == "onnxruntime" else [])):
         with suppress(PackageNotFoundError):
             settings["the software"][name] = version(name)
-    changed = results.begin(settings, _probe(extractor))
+    changed = results.begin(settings, probe)
     if changed:
         say(
             "sklconv: starting over, because these changed since the last run: "

@@ -47,7 +47,8 @@ def iterate_outputs(network, images, run, name, batch_size=None):
         It is put into eval mode.
     images : ImageSource of shape (n, C, H, W)
     run : callable
-        Takes a batch on the network's device; returns a tensor of as many rows.
+        Takes a batch on the network's device; returns a tensor of as many rows. On a CPU batches
+        are cut into pieces of ``run.piece_values`` values, if it has that.
     name : str
         The estimator's, for errors.
     batch_size : int or None
@@ -130,11 +131,11 @@ def _default_batch_size(network, images):
     return SMALL_IMAGES_BATCH_SIZE if small else DEFAULT_BATCH_SIZE
 
 
-def _piece_size(network, batch):
+def _piece_size(network, batch, n_values):
     """Number of images that go through the network at a time."""
     if batch.device.type != "cpu":
         return len(batch)
-    return max(PIECE_IMAGES, PIECE_VALUES // _n_values(network, batch.shape[1:]))
+    return max(PIECE_IMAGES, n_values // _n_values(network, batch.shape[1:]))
 
 
 def _evaluate(network, batch, run):
@@ -148,7 +149,8 @@ def _evaluate(network, batch, run):
         if missing:
             # With an image, for zeros may be no pixels: a backbone's range can exclude them.
             batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
-        pieces = batch.split(_piece_size(network, batch))
+        n_values = getattr(run, "piece_values", PIECE_VALUES)
+        pieces = batch.split(_piece_size(network, batch, n_values))
         output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
         if missing:
             output = output[:n]

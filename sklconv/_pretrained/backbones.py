@@ -21,7 +21,7 @@ from .._images.files import FileOptions
 from .._images.forms import holds_files
 from .._images.resampling import as_bytes, in_unit_range, part_needed, resample
 from .._platform.digests import Undigestible, digest_of
-from .._platform.layouts import as_channels_last, weights_channels_last
+from .._platform.layouts import weights_channels_last
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import (
@@ -334,8 +334,8 @@ class PrepareForWeights(nn.Module):
         self._check_range(x)
         x = self._matched(self._scaled(x) if self.fitting is None else self._resized(x))
         if self.standardize:
-            x = (x - self.mean).div_(self.std)
-        return as_channels_last(x)
+            x.sub_(self.mean).div_(self.std)  # a copy by now
+        return x
 
     def unpack_bytes(self, x):
         """Return uint8 pixels as floats that mean the same to `forward`."""
@@ -365,7 +365,7 @@ class PrepareForWeights(nn.Module):
         if self.channels in (None, came):
             return x
         if came == 1:
-            return x.expand(-1, self.channels, -1, -1)
+            return x.repeat(1, self.channels, 1, 1)
         hint = ""
         if (came, self.channels) in ((4, 3), (2, 1)):
             hint = (

@@ -21,6 +21,7 @@ from sklconv import Backbone, ConvFeatureExtractor, __main__
 from sklconv.__main__ import main
 from sklconv._command import extract as extract_module
 from sklconv._command import outputs, partial_results
+from sklconv._engines import choice, graph, runtime
 
 NETS = '''
 import os, signal
@@ -990,3 +991,47 @@ def test_module_and_script_are_the_same_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert in_a_process("--help").stdout == capsys.readouterr().out
+
+
+# Engines
+
+
+@pytest.mark.parametrize(
+    ("engine", "worthwhile", "by_sessions"),
+    [
+        ("auto", 1, True),
+        ("auto", 1e30, False),
+        ("torch", 1, False),
+        ("onnxruntime", 1e30, True),
+    ],
+)
+def test_the_engine_is_chosen_once(photos, engine, worthwhile, by_sessions, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    made = []
+    original = runtime.SessionRun.__init__
+    monkeypatch.setattr(
+        runtime.SessionRun, "__init__", lambda self, *a: (made.append(1), original(self, *a))[1]
+    )
+    monkeypatch.setattr(choice, "WORTHWHILE", worthwhile)
+    assert extract("photos", *OPTIONS, "--engine", "torch", output="torch.npz") == 0
+    assert not made
+    assert extract("photos", *OPTIONS, "--engine", engine) == 0
+    assert bool(made) is by_sessions
+    with np.load("features.npz") as came, np.load("torch.npz") as wanted:
+        np.testing.assert_allclose(came["features"], wanted["features"], atol=1e-5)
+        assert np.array_equal(came["features"], wanted["features"]) or by_sessions
+
+
+def test_auto_is_torch_where_a_network_cant_be_exported(photos, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+
+    def fail(*_, **__):
+        raise graph.NotExportable("no such operator")
+
+    monkeypatch.setattr(runtime, "Graph", fail)
+    monkeypatch.setattr(runtime, "_registry", runtime._Registry())
+    monkeypatch.setattr(choice, "WORTHWHILE", 1)
+    assert extract("photos", *OPTIONS) == 0
+    assert "no such operator; torch computes the features" in capsys.readouterr().err
+    assert extract("photos", *OPTIONS, "--engine", "onnxruntime", output="other.npz") != 0
+    assert "no such operator" in capsys.readouterr().err
