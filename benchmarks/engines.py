@@ -1,9 +1,10 @@
-"""ONNX Runtime beside channels-last torch, both bare: ``python -m benchmarks.engines``.
+"""Engines of frozen networks, sklconv's and bare ones: ``python -m benchmarks.engines``.
 
-Frozen networks, float32, from prepared images to what goes into the classifier; each engine in a
-process of its own, rounds in an order drawn anew. A ratio is torch's time divided by ONNX
-Runtime's, round by round: its median, lowest and highest are shown. What it needs beside
-sklconv: benchmarks/requirements-engines.txt.
+From images to what goes into the classifier: sklconv from uint8 arrays that need no resizing, the
+bare network in torch and the bare session of ONNX Runtime from prepared float32. Each is a process
+of its own, rounds are in an order drawn anew. A ratio is how often sklconv's engine "onnxruntime"
+fits into another's time, round by round: its median, lowest and highest are shown. What it needs
+beside sklconv: benchmarks/requirements-engines.txt.
 """
 
 import argparse
@@ -17,14 +18,21 @@ from .race import data, machine, photo_networks
 from .race.field import compare, take_turns
 from .race.worker import Worker
 
-ENGINES = {"ONNX Runtime": "prepare_session", "channels-last torch": "prepare_channels_last"}
+OURS = "sklconv, onnxruntime"
+# Engine -> its contender and the function that prepares it.
+ENGINES = {
+    OURS: ("our_engines", "prepare_onnxruntime"),
+    "bare session": ("bare_engines", "prepare_session"),
+    "sklconv, torch": ("our_engines", "prepare_torch"),
+    "channels-last torch": ("bare_engines", "prepare_channels_last"),
+}
 
 
 def main():
     options = _parse_arguments()
     for name, value in machine.describe().items():
         print(f"{name}: {value}")
-    print(f"\n{'network':20}{'side':>4}" + "".join(f"{e + ', ms':>25}" for e in ENGINES), " ratio")
+    print(f"\n{'network':20}{'side':>4}" + "".join(f"{engine + ', ms':>25}" for engine in ENGINES))
     with tempfile.TemporaryDirectory() as folder:
         for network, side in product(options.networks, options.sides):
             task = data.save_random(Path(folder), options.images, side)
@@ -35,22 +43,20 @@ def main():
 def race(task, rounds):
     """Return a dict: engine to the seconds of each round."""
     with ExitStack() as stack:
-        workers = {e: stack.enter_context(closing(Worker("bare_engines"))) for e in ENGINES}
-        for engine, worker in workers.items():
-            worker.prepare(ENGINES[engine], task)
+        workers = {}
+        for engine, (contender, function) in ENGINES.items():
+            workers[engine] = stack.enter_context(closing(Worker(contender)))
+            workers[engine].prepare(function, task)
         return take_turns(workers, rounds)
 
 
 def show(network, side, n_images, seconds):
-    """Print milliseconds an image, and the ratio."""
+    """Print milliseconds an image, and below them the ratios."""
     costs = [1e3 * statistics.median(seconds[engine]) / n_images for engine in ENGINES]
-    onnx, torch = (seconds[engine] for engine in ENGINES)
-    ratio, low, high = compare(torch, onnx)
-    print(
-        f"{network:20}{side:4}" + "".join(f"{cost:25.2f}" for cost in costs),
-        f" {ratio:.2f} ({low:.2f} to {high:.2f})",
-        flush=True,
-    )
+    ratios = [compare(seconds[engine], seconds[OURS]) for engine in ENGINES]
+    shown = [f"{ratio:.2f} ({low:.2f} to {high:.2f})" for ratio, low, high in ratios]
+    print(f"{network:20}{side:4}" + "".join(f"{cost:25.2f}" for cost in costs))
+    print(" " * 49 + "".join(f"{text:>25}" for text in shown[1:]), flush=True)
 
 
 def _parse_arguments():

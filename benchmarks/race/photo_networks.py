@@ -1,4 +1,4 @@
-"""Networks of photographs, as plain torch modules, without classifiers and in eval mode."""
+"""Networks of photographs, as plain torch modules in eval mode."""
 
 import torch
 
@@ -11,18 +11,26 @@ OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 NAMES = ("EfficientNet-Lite0", *TIMM)
 
 
-def headless(name):
-    """Return network ``name``, of prepared pixels, up to what goes into its classifier."""
+def complete(name):
+    """Return network ``name``, of prepared pixels, to its 1,000 outputs."""
     if name == "EfficientNet-Lite0":
-        network = make_lite0()
-        network._fc = torch.nn.Identity()
-        return network.eval()
+        return make_lite0().eval()
     load_torchvision()
     import timm
 
     torch.manual_seed(0)
     architecture, options = TIMM[name]
-    return timm.create_model(architecture, pretrained=False, num_classes=0, **options).eval()
+    return timm.create_model(architecture, pretrained=False, **options).eval()
+
+
+def headless(name):
+    """Return network ``name`` up to what goes into its classifier."""
+    network = complete(name)
+    if name == "EfficientNet-Lite0":
+        network._fc = torch.nn.Identity()
+    else:
+        network.reset_classifier(0)
+    return network
 
 
 def load_torchvision():

@@ -2,7 +2,6 @@
 
 import torch
 
-from .._networks.image_network import LayerNetwork
 from .runtime import SessionRun, import_onnxruntime
 
 ENGINES = {"auto", "torch", "onnxruntime"}
@@ -49,7 +48,7 @@ def pays(network, tap_set, pool, precision, n_images):
     It depends on the call alone, not on what graphs there are, so that the same call gives the
     same bits.
     """
-    if isinstance(network, LayerNetwork) or tap_set.multiply_adds * n_images < WORTHWHILE:
+    if network.is_fast_in_torch or tap_set.multiply_adds * n_images < WORTHWHILE:
         return False
     if _obstacle(network.device, precision, pool):
         return False

@@ -54,6 +54,8 @@ class ImageNetwork(nn.Module):
     draws, layouts) depends on that: `LayerNetwork` answers for declarative layers.
     """
 
+    is_fast_in_torch = False  # so that to export it hardly ever pays
+
     def __init__(self, prepare, body, head=None):
         super().__init__()
         self.prepare = prepare
@@ -180,6 +182,8 @@ class ImageNetwork(nn.Module):
 
 class LayerNetwork(ImageNetwork):
     """A network whose body is a `LayerStack`: it takes images in any layout."""
+
+    is_fast_in_torch = True
 
     def right_layouts(self):
         """Return a context that does nothing: the stack's layers see to it themselves."""
