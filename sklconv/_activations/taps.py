@@ -2,6 +2,7 @@
 
 import fnmatch
 import inspect
+import math
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
@@ -250,8 +251,11 @@ def multiply_adds(calls, deepest):
     """Return the multiply-adds of convolutions and linear layers up to a tap, an image."""
     total = 0
     for call in calls[: _last_position(deepest.module, calls) + 1]:
-        if isinstance(call.module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            total += call.output[:1].numel() * call.module.weight[0].numel()
+        if isinstance(call.module, nn.Linear):
+            total += call.output[:1].numel() * call.module.in_features
+        elif isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            channels = call.module.in_channels // call.module.groups
+            total += call.output[:1].numel() * channels * math.prod(call.module.kernel_size)
     return total
 
 

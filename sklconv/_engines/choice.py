@@ -36,6 +36,7 @@ def choose_run(engine, network, tap_set, pool, precision, n_images, in_torch):
     in_torch : callable
         Takes a batch of images; returns features.
     """
+    check_engine(engine, network.device, precision, pool)  # may have been set since the fit
     asked_for = engine == "onnxruntime"
     if asked_for or (engine == "auto" and pays(network, tap_set, pool, precision, n_images)):
         return SessionRun(network, tap_set, pool, in_torch, asked_for)

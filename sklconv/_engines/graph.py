@@ -2,13 +2,15 @@
 
 import copy
 import io
+import os
 import threading
 import warnings
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._activations.pooling import pooled
 from .._activations.taps import (
@@ -24,12 +26,24 @@ from .._activations.tracing import trace_layers
 OPSET = 18
 PIXELS, FEATURES = "pixels", "features"
 
-# Filters of warnings, and what the exporter notes of a trace, are one for all threads.
-_exporting = threading.Lock()
+# Filters of warnings, and what the exporter notes of a trace, are one for all threads; and a fork
+# waits, for in a child that is made amid an export no other could begin.
+_exporting = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_exporting.acquire,
+        after_in_parent=_exporting.release,
+        after_in_child=_exporting.release,
+    )
 
 
 class NotExportable(ValueError):
     """A network that can't become an ONNX graph."""
+
+
+def first_line(error):
+    """Return what an error says in its first line, without a full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 class Graph:
@@ -51,7 +65,10 @@ class Graph:
         # Out of a caller's inference mode, whose tensors can't be traced.
         with torch.inference_mode(False):
             network, pixels = copy.deepcopy(network).eval(), pixels.clone().contiguous()
-            trace = trace_layers(network.body, lambda: network.body(pixels))
+            with _ReadsOfValues() as reads:
+                trace = trace_layers(network.body, lambda: network.body(pixels))
+            if reads.n:
+                raise NotExportable("what it computes depends on values that it reads on the way")
             taps = _all_taps(trace, network)
             body, names = _Taps(network.body, taps), _names("tap", taps)
             exported = _export(body, (pixels,), [PIXELS], names, by_tracing=by_tracing)
@@ -85,7 +102,9 @@ class Graph:
 def _all_taps(trace, network):
     """Return a tap on each layer, on the output, and on what goes into the classifier."""
     taps = [Tap(name, name, 1) for name in layer_names(trace.calls)]
-    taps += [NETWORK_OUTPUT, penultimate_tap(trace, network)]
+    if isinstance(trace.output, torch.Tensor):
+        taps.append(NETWORK_OUTPUT)
+    taps.append(penultimate_tap(trace, network))
     return list({_place(tap): tap for tap in taps if tap is not None}.values())
 
 
@@ -95,6 +114,16 @@ def _place(tap):
 
 def _names(kind, values):
     return [f"{kind}{number}" for number in range(len(values))]
+
+
+class _ReadsOfValues(TorchDispatchMode):
+    """Counts how often a pass reads a tensor's values, as ``if x.mean() > 0`` does."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
 
 
 class _Taps(nn.Module):
@@ -141,8 +170,7 @@ def _export(module, examples, input_names, output_names, *, by_tracing=True):
                 return _export_traced(module.eval(), examples, names)
             return _export_program(module.eval(), examples, names)
         except Exception as error:  # of users' code, and of all that the exporter does not know
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise NotExportable(f"{type(error).__name__}: {reason}") from error
+            raise NotExportable(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _export_traced(module, examples, names):
@@ -162,7 +190,7 @@ def _export_traced(module, examples, names):
 def _export_program(module, examples, names):
     """Export by way of `torch.export`, which follows more networks and takes ten times as long."""
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
-    with torch.no_grad(), redirect_stdout(io.StringIO()):
+    with torch.no_grad():
         program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     assert exported is not None

@@ -5,17 +5,21 @@ import threading
 import warnings
 import weakref
 from collections import deque
+from contextlib import contextmanager
 
 import torch
 
 from .._platform.digests import Undigestible, digest_of
-from .graph import PIXELS, Graph, NotExportable
+from .graph import PIXELS, Graph, NotExportable, first_line
 
-# Of the largest value: as far as its results may be from torch's.
+# Of a layer's largest value: as far as its results may be from torch's.
 TOLERANCE = 1e-4
 
 # Each session is tried with so many images.
 TRIED = (1, 3)
+
+# Of one network; each takes several times its weights' memory.
+MAX_SESSIONS = 4
 
 
 class _Sessions:
@@ -25,27 +29,42 @@ class _Sessions:
         self.graphs = {}  # (size, by_tracing) -> Graph
         self.made = {}  # what is asked for -> session, or the NotExportable that there is instead
 
+    def keep(self, key, session):
+        """Keep a session, in place of the oldest if there are many."""
+        while len(self.made) >= MAX_SESSIONS:
+            del self.made[next(iter(self.made))]
+        self.made[key] = session
+        return session
+
+
+class _Known:
+    """What is known of a network as it was when ``stamp`` was taken."""
+
+    def __init__(self, stamp, sessions):
+        self.stamp, self.sessions = stamp, sessions
+        self.tried = set()  # keys of sessions: those of an equal network are tried anew
+
 
 class _Registry:
     """The sessions of all networks that are alive, and of the last one that was asked for."""
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # (stamp, sessions)
+        self.known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> _Known
         self.shared: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by digest
         # In a search each network is gone before the next one, its equal, is fitted.
         self.last: deque = deque(maxlen=1)
 
-    def sessions_of(self, network):
-        """Return the `_Sessions` of a network as it is now."""
+    def find(self, network):
+        """Return what is known of a network as it is now."""
         stamp, known = _stamp(network.body), self.known.get(network)
-        if known is None or known[0] != stamp:
+        if known is None or not _same(known.stamp, stamp):
             with self.lock:
-                self.known[network] = known = stamp, self._find(network)
-                self.last.append(known[1])
-        return known[1]
+                known = self.known[network] = _Known(stamp, self._sessions_of(network))
+                self.last.append(known.sessions)
+        return known
 
-    def _find(self, network):
+    def _sessions_of(self, network):
         try:
             return self.shared.setdefault(digest_of(network.body), _Sessions())
         except Undigestible:
@@ -112,53 +131,71 @@ class SessionRun:
         session = self._session(x, pixels.shape[1:])
         if isinstance(session, NotExportable):
             return self._instead(session, x)
-        return _run(session, pixels)
+        try:
+            return _run(session, pixels)
+        except NotExportable as error:
+            return self._instead(error, x)
 
     def _session(self, x, size):
-        sessions = _registry.sessions_of(self.network)
         key = size, self.tap_set, self.pool, self.is_required, torch.get_num_threads()
-        session = sessions.made.get(key)
+        known = _registry.find(self.network)
+        session = known.sessions.made.get(key) if key in known.tried else None
         if session is None:
             with _registry.lock:
-                session = sessions.made.get(key)
-                if session is None:
-                    few = x[torch.arange(max(TRIED)) % len(x)]
-                    session = sessions.made[key] = self._find(sessions.graphs, size, few)
+                few = x[torch.arange(max(TRIED)) % len(x)]
+                session = self._tried(known, key, few) or self._made(known, key, few)
+                known.tried.add(key)
+                known.stamp = _stamp(self.network.body)  # a pass may have changed its buffers
         return session
 
-    def _find(self, graphs, size, images):
+    def _tried(self, known, key, images):
+        """Return the session of an equal network, if there is one that fits this one, too."""
+        session = known.sessions.made.get(key)
+        if session is None or isinstance(session, NotExportable):
+            return session
+        try:
+            self._try(session, images)
+        except NotExportable:
+            known.sessions = _Sessions()  # what a digest does not cover is different
+            return None
+        return session
+
+    def _made(self, known, key, images):
         """Return a new session; or why there is none."""
+        reasons = []
         # The second exporter takes too long to be of use unasked.
         for by_tracing in (True, False) if self.is_required else (True,):
             try:
-                return self._make(graphs, (size, by_tracing), images)
+                session = self._make(known.sessions.graphs, (key[0], by_tracing), images)
+                return known.sessions.keep(key, session)
             except NotExportable as error:
-                failure = error
-        return failure
+                reasons.append(str(error))
+        # Without a traceback, which would keep the network.
+        return known.sessions.keep(key, NotExportable("; ".join(dict.fromkeys(reasons))))
 
     def _make(self, graphs, key, images):
         """Return a new session that has been tried with ``images``."""
-        if key not in graphs:
+        with _not_exportable():
             pixels = self.network.prepare(images)
-            graphs[key] = Graph(self.network, pixels, by_tracing=key[1])
-        taps, deepest = self.tap_set.taps, self.tap_set.deepest
-        activations = self.network.activations(taps, deepest, images)
-        session = _start(graphs[key].cut(self.tap_set, self.pool, activations))
-        for n in TRIED:
-            self._try(session, images[:n])
+            if key not in graphs:
+                graphs[key] = Graph(self.network, pixels, by_tracing=key[1])
+            taps, deepest = self.tap_set.taps, self.tap_set.deepest
+            activations = self.network.activations(taps, deepest, images)
+            session = _start(graphs[key].cut(self.tap_set, self.pool, activations))
+            self._try(session, images)
         return session
 
     def _try(self, session, images):
-        wanted, came = self.in_torch(images), _run(session, self.network.prepare(images))
-        if came.shape != wanted.shape:
-            raise NotExportable(f"its graph gives {tuple(came.shape)}, not {tuple(wanted.shape)}")
-        largest = float(wanted.abs().max())
-        difference = float((came - wanted).abs().max())
-        if not difference <= TOLERANCE * largest:  # nor if it is NaN
-            raise NotExportable(
-                f"for {len(images)} images its graph differs from torch by {difference:.3g}, "
-                f"where the largest value is {largest:.3g}"
-            )
+        for n in TRIED:
+            with _not_exportable():
+                wanted = self.in_torch(images[:n]).float()
+            came = _run(session, self.network.prepare(images[:n])).float()
+            if came.shape != wanted.shape:
+                shapes = tuple(came.shape), tuple(wanted.shape)
+                raise NotExportable("its graph gives {}, not {}".format(*shapes))
+            widths = [layer.n_features for layer in self.tap_set.tapped]
+            for pair in zip(came.split(widths, 1), wanted.split(widths, 1), strict=True):
+                _compare(*pair)
 
     def _instead(self, error, x):
         if self.is_required:
@@ -175,14 +212,48 @@ class SessionRun:
         return self.in_torch(x)
 
 
+def _compare(came, wanted):
+    """Raise if features of one layer differ from those that torch gives."""
+    finite = wanted.isfinite()
+    difference = float((came - wanted)[finite].abs().max()) if finite.any() else 0.0
+    largest = float(wanted[finite].abs().max()) if finite.any() else 0.0
+    # Nor if the difference is NaN.
+    if not (difference <= TOLERANCE * largest and torch.equal(came.isfinite(), finite)):
+        raise NotExportable(
+            f"for {len(came)} images its graph differs from torch by {difference:.3g}, where the "
+            f"largest value is {largest:.3g}"
+        )
+
+
 def _stamp(module):
-    """What changes where weights are replaced, or written into other than through ``.data``."""
-    tensors = (*module._parameters.values(), *module._buffers.values())
-    stamp = [(id(t), -1 if t.is_inference() else t._version) for t in tensors if t is not None]
+    """What changes where layers or weights are replaced, or written into but through ``.data``."""
+    stamp = []
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            stamp.append((tensor, -1 if tensor.is_inference() else tensor._version))
     for child in module._modules.values():
         if child is not None:
+            stamp.append((child, 0))
             stamp += _stamp(child)
     return stamp
+
+
+def _same(one, other):
+    # By identity: what is kept here can't have given its id to another object.
+    return len(one) == len(other) and all(
+        a is b and m == n for (a, m), (b, n) in zip(one, other, strict=True)
+    )
+
+
+@contextmanager
+def _not_exportable():
+    """Have every error, also of users' code, say that a network can't be computed so."""
+    try:
+        yield
+    except NotExportable:
+        raise
+    except Exception as error:
+        raise NotExportable(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _start(model):
@@ -191,12 +262,12 @@ def _start(model):
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise NotExportable(str(error).partition("\n")[0]) from error
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session, pixels):
-    (features,) = session.run(None, {PIXELS: pixels.contiguous().numpy()})
+    with _not_exportable():
+        (features,) = session.run(None, {PIXELS: pixels.contiguous().numpy()})
+    if len(features) != len(pixels):
+        raise NotExportable(f"its graph gives {len(features)} rows for {len(pixels)} images")
     return torch.from_numpy(features)

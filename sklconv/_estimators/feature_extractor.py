@@ -20,6 +20,7 @@ from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_taps
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
 from .._engines.choice import ENGINES, check_engine, choose_run
+from .._engines.runtime import forget
 from .._images import ImagesLike
 from .._images.forms import ImageFormat, check_image_shape, check_images
 from .._networks.building import N_TRACED, trace_network
@@ -414,6 +415,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     def _place_taps(self):
         network = self.module_
         check_precision(self.precision, network.device)
+        forget(network)  # what was written through .data into a frozen one is seen now
         check_engine(self._engine(), network.device, self._precision(), self.pool)
         trace = trace_network(network, self.image_shape_)
         penultimate = penultimate_tap(trace, network)

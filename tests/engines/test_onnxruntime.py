@@ -74,6 +74,50 @@ class ScaledByTheirNumber(Branches):
         return super().forward(x * len(x))
 
 
+FACTORS = [1.0]
+
+
+class Global(Branches):
+    """What it computes depends on what its digest does not cover."""
+
+    def forward(self, x):
+        return super().forward(x * FACTORS[-1])
+
+
+class LargeAndWrong(Branches):
+    """The small layer's features are constants to the exporters."""
+
+    def __init__(self):
+        super().__init__()
+        self.large, self.small = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        y = super().forward(x)
+        return self.large(y * 1e6) + self.small(y * len(x))
+
+
+class Standardised(Branches):
+    def forward(self, x):
+        x = x - x.mean((1, 2, 3), keepdim=True)
+        return super().forward(x / x.abs().amax((1, 2, 3), keepdim=True))
+
+
+class Listed(Branches):
+    def forward(self, x):
+        y = super().forward(x)
+        return [y, y]
+
+
+class Counting(Branches):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, x):
+        self.n += 1
+        return super().forward(x)
+
+
 class Unexportable(Branches):
     def forward(self, x):
         return super().forward(torch.linalg.eigh(x @ x.mT).eigenvectors[..., :8, :8])
@@ -172,7 +216,7 @@ def test_partial_fit_and_warm_starts_are_seen():
         classifier.set_params(engine="onnxruntime")
 
 
-@pytest.mark.parametrize("change", ["in_place", "replaced", "another_layer", "buffer"])
+@pytest.mark.parametrize("change", ["in_place", "replaced", "another_layer", "buffer", "no_relu"])
 def test_changes_to_a_fitted_network_are_seen(change):
     extractor = extractor_of(Branches, engine="onnxruntime", device="cpu").fit(PHOTOS)
     before, body = extractor.transform(PHOTOS), extractor.module_.body
@@ -183,6 +227,8 @@ def test_changes_to_a_fitted_network_are_seen(change):
             body.first.weight = nn.Parameter(2 * body.first.weight)
         elif change == "another_layer":
             body.first = nn.Conv2d(3, 6, 5, padding=2)
+        elif change == "no_relu":
+            body.relu = nn.Identity()
         else:
             body.norm.running_mean.add_(1)
     came, wanted = both(extractor, PHOTOS)
@@ -222,7 +268,7 @@ def test_nothing_of_it_is_pickled_or_copied_and_it_goes_with_the_network(monkeyp
     again = pickle.loads(pickle.dumps(extractor))
     assert np.array_equal(again.transform(PHOTOS), features)
     assert np.array_equal(copy.deepcopy(extractor).transform(PHOTOS), features)
-    sessions = weakref.ref(runtime._registry.sessions_of(extractor.module_))
+    sessions = weakref.ref(runtime._registry.find(extractor.module_).sessions)
     del extractor, again
     other = extractor_of(lambda: Branches(3).double().float(), engine="onnxruntime", device="cpu")
     other.fit(PHOTOS)
@@ -321,13 +367,112 @@ def test_a_graph_that_differs_from_torch_is_not_used(monkeypatch):
         extractor.transform(PHOTOS)
 
 
-def test_a_pass_that_branches_on_values_is_what_torch_gives_or_an_error():
+def test_a_pass_that_branches_on_values_is_refused():
     extractor = extractor_of(Branching, layer="fc", engine="onnxruntime", device="cpu").fit(PHOTOS)
+    with pytest.raises(NotExportable, match="depends on values that it reads"):
+        extractor.transform(PHOTOS)
+
+
+def test_an_equal_network_is_tried_anew():
+    first = extractor_of(Global, layer="fc", engine="onnxruntime", device="cpu").fit(PHOTOS)
+    before = first.transform(PHOTOS)
+    FACTORS.append(5.0)
     try:
-        features = extractor.transform(PHOTOS)
-    except NotExportable:
-        return
-    assert_alike(features, extractor.set_params(engine="torch").transform(PHOTOS))
+        second = clone(first).fit(PHOTOS)
+        came, wanted = both(second, PHOTOS)
+    finally:
+        FACTORS.pop()
+    assert_alike(came, wanted)
+    assert np.abs(came - before).max() > 0.1
+
+
+def test_weights_written_through_data_are_seen_at_the_next_fit():
+    model = ConvNetClassifier(max_epochs=1, random_state=0, device="cpu").fit(X, y)
+    extractor = ConvFeatureExtractor(FrozenEstimator(model), engine="onnxruntime").fit(X)
+    before = extractor.transform(X)
+    for parameter in model.module_.parameters():
+        parameter.data.mul_(2)
+    came, wanted = both(extractor.fit(X), X)
+    assert_alike(came, wanted)
+    assert np.abs(came - before).max() > 0.1
+
+
+def test_each_layer_has_a_tolerance_of_its_own():
+    extractor = extractor_of(LargeAndWrong, layer=["large", "small"], device="cpu").fit(PHOTOS)
+    with pytest.raises(NotExportable):
+        extractor.set_params(engine="onnxruntime").transform(PHOTOS)
+
+
+def test_values_that_are_not_finite_are_no_difference():
+    photos = PHOTOS.copy()
+    photos[0] = 128
+    extractor = extractor_of(Standardised, engine="onnxruntime", device="cpu").fit(photos)
+    came, wanted = both(extractor, photos)
+    assert np.isnan(wanted[0]).any()
+    assert np.isfinite(wanted[1:]).all()
+    assert_alike(came[1:], wanted[1:])
+    assert np.array_equal(np.isnan(came), np.isnan(wanted))
+
+
+def test_layers_of_a_network_that_puts_out_a_list():
+    assert_alike(*both(extractor_of(Listed, layer="first", device="cpu").fit(PHOTOS), PHOTOS))
+
+
+def test_a_network_that_cant_be_exported_is_freed(monkeypatch):
+    monkeypatch.setattr(choice, "WORTHWHILE", 0)
+    extractor = extractor_of(Unexportable(), device="cpu").fit(PHOTOS)
+    with pytest.warns(UserWarning, match="so torch does"):
+        extractor.transform(PHOTOS)
+    network = weakref.ref(extractor.module_)
+    del extractor
+    gc.collect()
+    assert network() is None
+
+
+def test_there_are_never_many_sessions(monkeypatch):
+    extractor = extractor_of(Branches(), engine="onnxruntime", device="cpu")
+    for layer in ("first", "norm", "again", "relu"):
+        for pool in ("avg", "max"):
+            extractor.set_params(layer=layer, pool=pool)
+            assert_alike(*both(extractor.fit(PHOTOS), PHOTOS))
+            extractor.set_params(engine="onnxruntime")
+    sessions = runtime._registry.find(extractor.module_).sessions
+    assert len(sessions.made) <= runtime.MAX_SESSIONS
+    assert len(sessions.graphs) == 1
+
+
+def test_a_network_that_counts_its_passes_is_exported_once(monkeypatch):
+    made = []
+    original = graph.Graph.__init__
+    monkeypatch.setattr(
+        graph.Graph, "__init__", lambda self, *a, **k: (made.append(1), original(self, *a, **k))[1]
+    )
+    extractor = extractor_of(Counting, engine="onnxruntime", device="cpu", batch_size=2)
+    extractor.fit(PHOTOS)
+    for _ in range(3):
+        extractor.transform(PHOTOS)
+    assert len(made) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_amid_an_export_waits_for_it():
+    started, entered = threading.Event(), threading.Event()
+
+    def export():
+        with graph._exporting:
+            entered.set()
+            started.wait(0.3)
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    entered.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forks beside threads
+        child = os.fork()
+    if not child:
+        os._exit(0 if graph._exporting.acquire(timeout=5) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
 
 
 @pytest.mark.parametrize(
