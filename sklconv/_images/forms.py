@@ -202,6 +202,11 @@ def check_images(estimator, X, *, reset):
         if isinstance(X, (list, tuple)):
             _check_equal_shapes(X)
         raise
+    _check_dimensions(X)
+    return _as_numeric(X)
+
+
+def _check_dimensions(X):
     if X.ndim < 2:
         raise ValueError(
             f"Expected 2D array, got {X.ndim}D array instead: X of shape {X.shape} holds no "
@@ -217,7 +222,6 @@ def check_images(estimator, X, *, reset):
             f"Found array with {X.shape[0]} sample(s) and 0 feature(s) (shape={X.shape}) while "
             "a minimum of 1 is required."
         )
-    return _as_numeric(X)
 
 
 def _as_array(tensor):
