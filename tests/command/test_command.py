@@ -71,6 +71,10 @@ def make():
     )
 
 
+def make_plain():
+    return make()[1:]
+
+
 def make_seeded():
     torch.manual_seed(3)
     return make()
@@ -1013,9 +1017,10 @@ def test_the_engine_is_chosen_once(photos, engine, worthwhile, by_sessions, monk
         runtime.SessionRun, "__init__", lambda self, *a: (made.append(1), original(self, *a))[1]
     )
     monkeypatch.setattr(choice, "WORTHWHILE", worthwhile)
-    assert extract("photos", *OPTIONS, "--engine", "torch", output="torch.npz") == 0
+    options = ["photos", "--backbone", "nets:make_plain", "--image-size", "12"]
+    assert extract(*options, "--engine", "torch", output="torch.npz") == 0
     assert not made
-    assert extract("photos", *OPTIONS, "--engine", engine) == 0
+    assert extract(*options, "--engine", engine) == 0
     assert bool(made) is by_sessions
     with np.load("features.npz") as came, np.load("torch.npz") as wanted:
         np.testing.assert_allclose(came["features"], wanted["features"], atol=1e-5)
@@ -1031,7 +1036,8 @@ def test_auto_is_torch_where_a_network_cant_be_exported(photos, monkeypatch, cap
     monkeypatch.setattr(runtime, "Graph", fail)
     monkeypatch.setattr(runtime, "_registry", runtime._Registry())
     monkeypatch.setattr(choice, "WORTHWHILE", 1)
-    assert extract("photos", *OPTIONS) == 0
+    options = ["photos", "--backbone", "nets:make_plain", "--image-size", "12"]
+    assert extract(*options) == 0
     assert "no such operator; torch computes the features" in capsys.readouterr().err
-    assert extract("photos", *OPTIONS, "--engine", "onnxruntime", output="other.npz") != 0
+    assert extract(*options, "--engine", "onnxruntime", output="other.npz") != 0
     assert "no such operator" in capsys.readouterr().err

@@ -46,7 +46,6 @@ def test_what_is_only_shown_does_not_count():
         {"early_stopping": True},
         {"augment": lambda x: x + 1},
         {"net_params": {"optimizer__eps": 1e-3}},
-        {"precision": "bfloat16"},
         {"standardize": False},
     ],
     ids=lambda params: next(iter(params)),
