@@ -138,7 +138,7 @@ def _add_extract(commands):
     add("--crop-mode", choices=["center", "squash", "border"], help=f"{text} {WANTED}")
     add("--batch-size", type=_positive, default=32, metavar="N", help="default: 32")
     text = (
-        "what computes the features: torch; onnxruntime, on CPUs up to four times as fast; or "
+        "what computes the features: torch; onnxruntime, on CPUs up to three times as fast; or "
         "auto, the latter where it is installed and there are enough photos (default: auto)"
     )
     add("--engine", default="auto", choices=["auto", "torch", "onnxruntime"], help=text)

@@ -239,18 +239,19 @@ class _Hooks:
 
 def find_deepest(taps, calls):
     """Return the tap whose activation comes last in a pass."""
-    return max(taps, key=lambda t: _last_position(t.module, calls) - (0.5 if t.of_input else 0))
+    last = _last_positions(calls)
+    return max(taps, key=lambda tap: last[tap.module] - (0.5 if tap.of_input else 0))
 
 
-def _last_position(module, calls):
-    """Where in a pass a module is called last; the network itself behind all."""
-    return max((i for i, call in enumerate(calls) if call.name == module), default=len(calls))
+def _last_positions(calls):
+    """Where in a pass each module is called last; the network itself behind all."""
+    return {call.name: position for position, call in enumerate(calls)} | {"": len(calls)}
 
 
 def multiply_adds(calls, deepest):
     """Return the multiply-adds of convolutions and linear layers up to a tap, an image."""
     total = 0
-    for call in calls[: _last_position(deepest.module, calls) + 1]:
+    for call in calls[: _last_positions(calls)[deepest.module] + 1]:
         if isinstance(call.module, nn.Linear):
             total += call.output[:1].numel() * call.module.in_features
         elif isinstance(call.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

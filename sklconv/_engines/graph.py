@@ -6,7 +6,6 @@ import os
 import threading
 import warnings
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import nn
@@ -200,6 +199,8 @@ def _export_program(module, examples, names):
 @contextmanager
 def _silence():
     """Have no warnings, nor the page that torch prints of a network that it can't export."""
+    from unittest import mock  # which takes longer to import than the rest of this file
+
     with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", create=True):
         warnings.simplefilter("ignore")
         yield

@@ -118,7 +118,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Further parameters of skorch's net, such as ``{"criterion__label_smoothing": 0.1}``.
     engine : {"auto", "torch", "onnxruntime"}, default="auto"
         What computes predictions; training is torch's. ``"onnxruntime"`` is ONNX Runtime (the
-        extra ``onnxruntime``): one image takes it a fraction of torch's time. The network is
+        extra ``onnxruntime``): one digit takes it about half of torch's time. The network is
         exported at the first prediction after a fit, which takes up to some seconds. ``"auto"`` is
         torch.
     device : str, default="auto"

@@ -82,7 +82,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         128.
     engine : {"auto", "torch", "onnxruntime"} or None, default=None
         What computes the features. ``"onnxruntime"`` is ONNX Runtime (the extra
-        ``onnxruntime``), on a CPU 1.2 to 4 times as fast as torch, once a network has been
+        ``onnxruntime``), on a CPU 1.5 to 3 times as fast as torch, once a network has been
         exported, which takes some seconds. ``"auto"`` takes it for modules, Backbones and frozen
         classifiers where it is installed and the images of the call are enough work to pay for
         that; networks that can't be exported stay in torch, with a warning. None: as the
