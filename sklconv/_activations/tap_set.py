@@ -1,5 +1,6 @@
 """The layers that an extractor taps, and the features that come of them."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,9 @@ class TapSet:
     tapped: tuple[TappedLayer, ...]
     deepest: Tap
     multiply_adds: int = 0  # of convolutions and linear layers up to there, an image
+
+    def __hash__(self):  # of all fields it would take as long as a small network's pass
+        return hash(self.deepest)
 
     @property
     def taps(self):
@@ -83,6 +87,7 @@ def place_taps(layer, pool, network, trace, images, penultimate):
     return TapSet(tapped, deepest, multiply_adds(trace.calls, deepest))
 
 
+@functools.cache
 def output_taps(n_outputs):
     """Return the `TapSet` of a network's output, a row of ``n_outputs`` an image."""
     reading = Reading(NETWORK_OUTPUT.name, (n_outputs,))

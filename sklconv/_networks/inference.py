@@ -149,9 +149,11 @@ def _evaluate(network, batch, run):
         if missing:
             # With an image, for zeros may be no pixels: a backbone's range can exclude them.
             batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
-        n_values = getattr(run, "piece_values", PIECE_VALUES)
-        pieces = batch.split(_piece_size(network, batch, n_values))
-        output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
+        size = _piece_size(network, batch, getattr(run, "piece_values", PIECE_VALUES))
+        if len(batch) <= size:
+            output = run(batch)
+        else:
+            output = torch.cat([run(piece) for piece in batch.split(size)])
         if missing:
             output = output[:n]
         return output.float().cpu()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._platform.layouts import as_channels_last, convolve
+from .._platform.layouts import as_channels_last, convolve, favours_onednn
 from .._platform.sklearn import Interval, StrOptions
 from .._platform.words import by
 from ._activation import ACTIVATIONS, MONOTONE, Activated
@@ -191,6 +191,7 @@ def _suits_onednn(x):
         x.device.type == "cpu"
         and len(x) >= ONEDNN_IMAGES
         and x[0].numel() > ONEDNN_VALUES
+        and favours_onednn()
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")

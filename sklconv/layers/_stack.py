@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from .._platform.layouts import favours_onednn
 from ._conv import ConvStage
 from ._dense import DenseStage
 from ._dropout import DropoutModule
@@ -16,8 +17,8 @@ class LayerStack(nn.Sequential):
 
     Where nobody observes what lies between, layers are run together: max-pooling before a
     monotone activation, which gives the same numbers from a quarter of the work; dropouts in a
-    row as one, and a ReLU in front of them in the same pass; and convolutions on a CPU in
-    oneDNN's own tensor layout.
+    row as one, and a ReLU in front of them in the same pass; and convolutions in oneDNN's own
+    tensor layout, on CPUs where that is faster.
     """
 
     def __init__(self, *layers):
@@ -63,7 +64,7 @@ class LayerStack(nn.Sequential):
         for stage in self._stages:
             if isinstance(stage, ConvStage) and stage.takes_onednn:
                 weight = stage.conv.weight
-                own = training and weight.device.type == "cpu"
+                own = training and weight.device.type == "cpu" and favours_onednn()
                 layout = torch.contiguous_format if own else torch.channels_last
                 weight.data = weight.data.contiguous(memory_format=layout)
 
