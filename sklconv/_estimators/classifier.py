@@ -476,7 +476,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         ndarray of shape (n_samples,)
         """
-        return self.classes_[self._logits(X).argmax(1)]
+        winners = self._logits(X).argmax(1)
+        return self.classes_[winners]
 
     @property
     def module_(self) -> ImageNetwork:
