@@ -1,6 +1,7 @@
 """Sources of images: arrays, rows of another source, tensors on a device."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -52,12 +53,25 @@ class ImageSource:
         """Return the images that ``index`` names as a tensor; see `as_tensor`."""
         return as_tensor(self[index], device, estimator_name)
 
+    def arrays(self, indices, device=None):
+        """Yield the images that each of ``indices`` names as an ndarray.
+
+        ``device`` is where a network computes on them meanwhile, if one does.
+        """
+        return (self[index] for index in indices)
+
     def batches(self, cuts, device=None, estimator_name=None, order=None):
         """Yield what `batch` returns for each of ``cuts``, slices one behind another.
 
         ``order`` holds the rows that are cut up; without it they are the images as they stand.
-        Several small batches are gathered at a time.
+        Several small batches are gathered at a time, unless the source is lazy.
         """
+        if self.lazy:
+            indices = (cut if order is None else order[cut] for cut in cuts)
+            with closing(self.arrays(indices, device)) as arrays:
+                for images in arrays:
+                    yield as_tensor(images, device, estimator_name)
+            return
         n_bytes = math.prod((cuts[0].stop - cuts[0].start, *self.shape[1:], self.dtype.itemsize))
         for several in slices(len(cuts), max(1, CACHE_BYTES // n_bytes)):
             index = slice(cuts[several][0].start, cuts[several][-1].stop)
@@ -112,6 +126,9 @@ class ImageRows(ImageSource):
 
     def __getitem__(self, index):
         return self.source[self.rows[index]]
+
+    def arrays(self, indices, device=None):
+        return self.source.arrays((self.rows[index] for index in indices), device)
 
 
 class ImageTensor(ImageSource):

@@ -197,23 +197,23 @@ class LeanNet(NeuralNetClassifier):
         losses, logits, winners = [], [], []
         step = lean_step(self.optimizer_, alone=not self.callbacks_)
         train_batch = partial(self._train_batch, module, list(module.parameters()), step)
-        batches = data.batches(cuts, self.device, order.numpy())
-        for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
-            if lrs is not None:
-                self._set_lrs(lrs[number])
-            y, w = targets[cut], None if weights is None else weights[cut]
-            if training.augment is not None:
-                x = augmented(x, training.augment, module)
-            loss, outputs = train_batch(x, y, w)
-            state.n_batches += 1
-            losses.append(loss)
-            logits.append(outputs)
-            if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
-                winners.append(torch.cat(logits).argmax(1))
-                logits.clear()
-                # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
-                if self.device == "cpu" and not math.isfinite(loss):
-                    break
+        with data.batches(cuts, self.device, order.numpy()) as batches:
+            for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
+                if lrs is not None:
+                    self._set_lrs(lrs[number])
+                y, w = targets[cut], None if weights is None else weights[cut]
+                if training.augment is not None:
+                    x = augmented(x, training.augment, module)
+                loss, outputs = train_batch(x, y, w)
+                state.n_batches += 1
+                losses.append(loss)
+                logits.append(outputs)
+                if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
+                    winners.append(torch.cat(logits).argmax(1))
+                    logits.clear()
+                    # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
+                    if self.device == "cpu" and not math.isfinite(loss):
+                        break
         self._check_losses(losses, cuts, first=state.n_epochs == 0)
         sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
         hits = torch.cat(winners) == targets
@@ -280,17 +280,18 @@ class LeanNet(NeuralNetClassifier):
         module, data = training.part or self.module_, training.valid
         cuts = slices(len(data), training.batch_size)
         total, hits = 0.0, 0
-        for cut, x in zip(cuts, data.batches(cuts, self.device), strict=True):
-            y, weights = data.targets[cut], None if data.weights is None else data.weights[cut]
-            if self.callbacks_:
-                self.notify("on_batch_begin", batch=(x, y), training=False)
-            with torch.no_grad():
-                logits = module(x)
-                loss = self._loss(logits, y, weights)
-            if self.callbacks_:
-                self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
-            total += loss * len(x)
-            hits += (logits.argmax(1) == y).sum()
+        with data.batches(cuts, self.device) as batches:
+            for cut, x in zip(cuts, batches, strict=True):
+                y, weights = data.targets[cut], None if data.weights is None else data.weights[cut]
+                if self.callbacks_:
+                    self.notify("on_batch_begin", batch=(x, y), training=False)
+                with torch.no_grad():
+                    logits = module(x)
+                    loss = self._loss(logits, y, weights)
+                if self.callbacks_:
+                    self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
+                total += loss * len(x)
+                hits += (logits.argmax(1) == y).sum()
         self.history.record("valid_batch_count", len(cuts))
         n = len(data)
         return {"valid_loss": float(total) / n, "valid_accuracy": float(hits) / n}
