@@ -63,7 +63,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         the axis of size 1 to 4 in a 4-D ``X``, first in a flat one.
     reader : callable or None, default=None
         Reads image files that Pillow can't: called with an entry of ``X``, from several
-        threads at a time, it returns an array of shape (H, W) or (H, W, C).
+        threads at a time, it returns an array of shape (H, W) or (H, W, C). A fit calls it for
+        each entry once, unless the images take more than 1 GiB: what is random goes into
+        ``augment``.
     standardize : bool or "auto", default="auto"
         Whether each channel's mean and standard deviation are learnt at fit and applied
         inside the network. "auto": unless ``module`` is a `Backbone`, which has its own

@@ -1,4 +1,4 @@
-"""Sources of images: arrays, rows of another source, tensors on a device."""
+"""Sources of images: arrays, rows of another source, what is kept of one, tensors on a device."""
 
 import math
 from contextlib import closing
@@ -11,6 +11,8 @@ from sklearn.utils import assert_all_finite
 CHUNK_BYTES = 32 * 2**20
 # Bytes gathered or summed at a time: they stay in the processor's cache.
 CACHE_BYTES = 2**20
+# What a fit keeps of images that are costly to read: 7,100 colour images of 224 × 224 bytes.
+MAX_KEPT_BYTES = 2**30
 
 
 class ImageSource:
@@ -131,6 +133,43 @@ class ImageRows(ImageSource):
         return self.source.arrays((self.rows[index] for index in indices), device)
 
 
+class KeptImages(ImageSource):
+    """Images of a lazy source, each read when it is first asked for and in memory from then on.
+
+    Parameters
+    ----------
+    source : ImageSource
+    """
+
+    lazy = True  # to the bit, training on them is what it is where they are not kept
+
+    def __init__(self, source):
+        self.source, self.shape, self.dtype = source, source.shape, source.dtype
+        self._pixels = np.empty(self.shape, self.dtype)
+        self._is_here = np.zeros(len(source), bool)
+
+    def __getitem__(self, index):
+        (images,) = self.arrays([index])
+        return images
+
+    def arrays(self, indices, device=None):
+        indices, rows = list(indices), np.arange(len(self))
+        missing = [np.unique(rows[index][~self._is_here[index]]) for index in indices]
+        with closing(self.source.arrays([new for new in missing if len(new)], device)) as arrays:
+            for index, new in zip(indices, missing, strict=True):
+                if len(new):
+                    self._pixels[new], self._is_here[new] = next(arrays), True
+                yield self._pixels[index]
+
+    def batches(self, cuts, device=None, estimator_name=None, order=None):
+        if self._is_here.all():
+            return ImageArray(self._pixels).batches(cuts, device, estimator_name, order)
+        return super().batches(cuts, device, estimator_name, order)
+
+    def unwrap(self):
+        return self.source
+
+
 class ImageTensor(ImageSource):
     """Images, uint8 or float32, on the device where they are needed."""
 
@@ -145,6 +184,12 @@ class ImageTensor(ImageSource):
 
     def unwrap(self):
         return self.tensor
+
+
+def keep(images):
+    """Return ``images`` so that each is read at most once, if that takes and fits in memory."""
+    n_bytes = math.prod(images.shape) * images.dtype.itemsize
+    return KeptImages(images) if images.lazy and n_bytes <= MAX_KEPT_BYTES else images
 
 
 def as_tensor(batch, device=None, estimator_name=None):
