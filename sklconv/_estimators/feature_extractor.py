@@ -22,7 +22,7 @@ from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
-from .._images.forms import ImageFormat, check_image_shape, check_images
+from .._images.forms import ImageFormat, check_image_shape, check_images, refuse_single_photo
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
@@ -392,6 +392,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return replace(image_format, files=files)
 
     def _take_backbone(self, X, backbone):
+        if self.image_shape is None and isinstance(backbone.network, str):
+            refuse_single_photo(X)
         self._infer_format(X)
         self.backbone_ = backbone.resolve()
         seed = draw_seed(self.random_state)
