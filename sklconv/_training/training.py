@@ -25,6 +25,7 @@ from .._platform.devices import without_autocast
 from .._platform.randomness import generator
 from .._pretrained.heads import sole_head
 from .net import ProgressBar, Training, learning_rates, make_net
+from .pieces import images_a_piece
 from .state import EarlyStopping
 
 
@@ -72,6 +73,7 @@ def _train(recipe, data, valid, state, old, partial, start, after_epoch):
             report = _announce(recipe, net.module_, state.layer_rows, trace.calls, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
         training = _training(recipe, net, part, data, valid, report, after_epoch)
+        training.piece = images_a_piece(net.module_, net.criterion_, trace.calls)
         state.net, state.order = net, generator(seeds[1])
         if recipe.patience is not None:
             state.stopping = EarlyStopping(recipe.patience, recipe.tol)

@@ -1,5 +1,6 @@
 """A network of declarative layers, run one after another in fewer steps than layers."""
 
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,7 @@ from .._platform.layouts import favours_onednn
 from ._conv import ConvStage
 from ._dense import DenseStage
 from ._dropout import DropoutModule
+from ._pieces import Pieces
 from ._stage import Stage, as_dense
 
 
@@ -54,6 +56,19 @@ class LayerStack(nn.Sequential):
         for module in self:
             if isinstance(module, DropoutModule):
                 module.generator = generator
+
+    @contextmanager
+    def in_pieces(self, n_images):
+        """Have a batch of ``n_images`` come piece by piece in a block; give its `Pieces`."""
+        pieces = Pieces(n_images)
+        concerned = [part for part in (*self, *self._stages) if hasattr(part, "pieces")]
+        for part in concerned:
+            part.pieces = pieces
+        try:
+            yield pieces
+        finally:
+            for part in concerned:
+                del part.pieces
 
     def lay_out_weights(self, training):
         """Put the convolutions' weights into the order that suits ``training`` or inference.
