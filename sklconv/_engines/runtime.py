@@ -120,6 +120,8 @@ class SessionRun:
         Whether to raise if ONNX Runtime can't compute it. Else torch does, and a warning says so.
     """
 
+    engine = "onnxruntime"
+
     # Its threads and torch's, which prepare the pixels, wait for each other at each change.
     piece_values = 2**22
 

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from numbers import Integral
 
 import joblib
 import numpy as np
 import torch
 
+from .._platform.digests import digest_of
 from .cropping import WHOLE, Fitting
 from .resizing import UPRIGHT, pad, resize_part, turned
 from .sources import ImageSource
@@ -253,6 +255,11 @@ class ImageFiles(ImageSource):
         files._dtype = self._dtype
         return files
 
+    def digests(self):
+        form = digest_of((self.shape[1:], self.options.reader, self.options.fitting))
+        found = [item_digest(item) for item in self.items]
+        return [None if digest is None else digest + form.encode() for digest in found]
+
     def arrays(self, indices, device=None):
         """Yield the images that each of ``indices`` names; decode the next ones meanwhile.
 
@@ -351,6 +358,30 @@ class ImageFiles(ImageSource):
 def _n_threads():
     # Torch knows of the share of the cores that joblib gives a worker, joblib of containers.
     return min(MAX_THREADS, joblib.cpu_count(), torch.get_num_threads())
+
+
+def item_digest(item):
+    """Return a digest of a file's content as bytes; None if it can't be read."""
+    try:
+        if isinstance(item, bytes):
+            content = item
+        elif is_pil_image(item):
+            content = _content(item)
+        else:
+            with open_file(item) as file:
+                content = file.read()
+    except (OSError, _Unreadable):
+        return None
+    return blake2b(content, digest_size=16).digest()
+
+
+def _content(image):
+    """Return all of a PIL image that counts, as bytes."""
+    with _loading:
+        pixels = image.tobytes()
+    palette = image.palette.getdata() if image.palette else None
+    turned_by, alpha = _orientation(image), image.info.get("transparency")
+    return f"{image.mode} {image.size} {palette} {turned_by} {alpha} ".encode() + pixels
 
 
 def _name(item, position):

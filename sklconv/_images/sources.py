@@ -2,6 +2,7 @@
 
 import math
 from contextlib import closing
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -89,6 +90,17 @@ class ImageSource:
     def chunks(self, n_bytes):
         """Cut all rows into slices of at most ``n_bytes`` in float64."""
         return slices(len(self), max(1, n_bytes // (8 * math.prod(self.shape[1:]))))
+
+    def digests(self):
+        """Return a digest of each image's content as bytes; None for what can't be read."""
+        form = f"{self.shape[1:]} {np.dtype(self.dtype).str}".encode()
+        return [
+            blake2b(
+                image.data, digest_size=16, person=blake2b(form, digest_size=16).digest()
+            ).digest()
+            for chunk in self.chunks(CHUNK_BYTES)
+            for image in np.ascontiguousarray(self[chunk])
+        ]
 
     def on_device(self, device):
         """Return the images on a GPU if it pays, and they fit there beside what else it holds."""
