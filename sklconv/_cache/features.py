@@ -8,7 +8,7 @@ import numpy as np
 
 from .._images.sources import slices
 from .._platform.digests import digest_of
-from .folder import CHECKSUM_BYTES, checksum_of, circumstances, say
+from .folder import CHECKSUM_BYTES, checksum_of, circumstances, say, versions
 
 # Multiply-adds an image from which on a pass costs more than to look a row up.
 WORTH_A_ROW = 2e7
@@ -39,7 +39,7 @@ class KeptFeatures:
     def __init__(self, folder, network, tap_set, pool, precision, engines, images):
         self.folder, self.tap_set, self.engines, self.images = folder, tap_set, engines, images
         made_by = network.prepare, network.body, pool, precision, str(network.device)
-        self.base = digest_of((made_by, circumstances()[0]))
+        self.base = digest_of((made_by, versions()))
         self.digests = images.digests()
 
     def whole(self, compute):
@@ -50,7 +50,8 @@ class KeptFeatures:
         compute : callable
             Takes rows, an array of int or None for all; yields batches of features.
         """
-        made_by = self.base, self.tap_set.taps, self.engines[0], self.digests, circumstances()
+        images = b" ".join(digest or b"none" for digest in self.digests)
+        made_by = self.base, self.tap_set.taps, self.engines[0], images, circumstances()
         name = f"features/{digest_of(made_by)}"
         features = self.folder.load(name)
         if features is None:

@@ -1,5 +1,6 @@
 """A folder in which results are kept under digests; whatever fails there, the work goes on."""
 
+import functools
 import hashlib
 import os
 import pickle
@@ -116,8 +117,13 @@ def checksum_of(content):
     return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
 
 
+@functools.cache
+def versions():
+    """Return those of all packages that results depend on."""
+    return tuple(version(package) for package in PACKAGES)
+
+
 def circumstances():
     """Return what else bits depend on: packages, instructions, threads."""
-    versions = tuple(version(package) for package in PACKAGES)
     instructions = torch.backends.cpu.get_cpu_capability(), os.environ.get("DNNL_MAX_CPU_ISA")
-    return versions, instructions, torch.get_num_threads()
+    return versions(), instructions, torch.get_num_threads()

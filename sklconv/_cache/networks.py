@@ -58,7 +58,9 @@ def _name(classifier, images, targets):
     parameters["device"] = str(resolve_device(classifier.device))
     data = [None if X is None else _digest_of_images(X) for X in images]
     labels = [None if target is None else _plain(target) for target in targets]
-    key = digest_of((type(classifier), parameters, data, labels, circumstances()))
+    # Of our own class the package's version tells enough; that of its code takes long.
+    kind = None if type(classifier).__module__ == "sklconv" else type(classifier)
+    key = digest_of((kind, parameters, data, labels, circumstances()))
     return f"networks/{key}"
 
 
@@ -74,5 +76,6 @@ def _digest_of_images(X):
 
 
 def _plain(target):
-    """Return labels or weights as a list: of objects, too."""
-    return np.asarray(target).tolist()
+    """Return labels or weights as something of which a digest is soon made."""
+    target = np.asarray(target)
+    return target.tolist() if target.dtype.hasobject else target
