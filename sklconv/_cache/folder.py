@@ -7,8 +7,8 @@ import pickle
 import sqlite3
 import stat
 import warnings
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from .._platform.files import replacing
 
 # What bits depend on, beside what is computed.
 PACKAGES = ("sklconv", "torch", "scikit-learn", "skorch", "numpy")
+OPTIONAL = ("pillow", "onnxruntime", "timm", "torchvision", "efficientnet-lite-pytorch")
 
 CHECKSUM_BYTES = 16
 
@@ -43,12 +44,12 @@ class Folder:
     def load(self, name):
         """Return what is kept under ``name``, or None. What is damaged is as good as not there."""
         try:
-            content = (self.path / name).read_bytes()
+            content = memoryview((self.path / name).read_bytes())
         except OSError:
             return None
         kept, checksum = content[CHECKSUM_BYTES:], content[:CHECKSUM_BYTES]
         try:
-            if checksum != checksum_of(kept):
+            if checksum != checksum_of(kept, name.encode()):
                 raise ValueError("it is damaged")
             return pickle.loads(kept)
         except Exception as error:  # what a pickle raises is the affair of what it holds
@@ -62,12 +63,14 @@ class Folder:
         except Exception as error:  # likewise
             say(f"what can't be pickled is not kept: {error}")
         else:
-            self.attempt(self._write, self.path / name, kept)
+            self.attempt(self._write, name, kept)
 
-    def _write(self, path, kept):
+    def _write(self, name, kept):
+        path = self.path / name
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:
-            file.write(checksum_of(kept) + kept)
+            file.write(checksum_of(kept, name.encode()))
+            file.write(kept)
 
     @contextmanager
     def alone(self, name):
@@ -89,7 +92,7 @@ class Folder:
     def attempt(self, action, *args):
         """Return ``action(*args)``, which works in the folder; None if that fails."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(0o700, parents=True, exist_ok=True)
             self._check_owner()
             return action(*args)
         except (OSError, sqlite3.Error) as error:
@@ -113,17 +116,22 @@ def say(words):
     warnings.warn(f"memory: {words}", UserWarning, stacklevel=1)
 
 
-def checksum_of(content):
-    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
+def checksum_of(content, name):
+    """Return a checksum of what is kept under ``name``, bytes, and no other name."""
+    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES, key=name).digest()
 
 
 @functools.cache
 def versions():
     """Return those of all packages that results depend on."""
-    return tuple(version(package) for package in PACKAGES)
+    found = [version(package) for package in PACKAGES]
+    for package in OPTIONAL:
+        with suppress(PackageNotFoundError):
+            found.append(f"{package} {version(package)}")
+    return tuple(found)
 
 
 def circumstances():
-    """Return what else bits depend on: packages, instructions, threads."""
+    """Return what else bits depend on: packages, instructions, threads, torch's precision."""
     instructions = torch.backends.cpu.get_cpu_capability(), os.environ.get("DNNL_MAX_CPU_ISA")
-    return versions(), instructions, torch.get_num_threads()
+    return versions(), instructions, torch.get_num_threads(), torch.get_float32_matmul_precision()

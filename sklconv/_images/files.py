@@ -19,7 +19,7 @@ import joblib
 import numpy as np
 import torch
 
-from .._platform.digests import digest_of
+from .._platform.digests import Undigestible, digest_of
 from .cropping import WHOLE, Fitting
 from .resizing import UPRIGHT, pad, resize_part, turned
 from .sources import ImageSource
@@ -231,6 +231,7 @@ class ImageFiles(ImageSource):
         self.options = options
         self._dtype = np.dtype(np.uint8) if options.reader is None else None
         self._bad = {}  # position -> reason
+        self._unloaded = {}  # position of a PIL image -> error
 
     def __getitem__(self, index):
         if isinstance(index, Integral):
@@ -257,8 +258,18 @@ class ImageFiles(ImageSource):
 
     def digests(self):
         form = digest_of((self.shape[1:], self.options.reader, self.options.fitting))
-        found = [item_digest(item) for item in self.items]
+        found = [self._item_digest(position) for position in range(len(self))]
         return [None if digest is None else digest + form.encode() for digest in found]
+
+    def _item_digest(self, position):
+        item = self.items[position]
+        try:
+            return item_digest(item, self.options.reader)
+        except Exception as error:
+            # To load it again would leave out what is broken.
+            if is_pil_image(item) and not isinstance(error, Undigestible):
+                self._unloaded[position] = error
+            return None
 
     def arrays(self, indices, device=None):
         """Yield the images that each of ``indices`` names; decode the next ones meanwhile.
@@ -322,6 +333,8 @@ class ImageFiles(ImageSource):
     def _read(self, position):
         item, fitting = self.items[position], self.options.fitting or WHOLE
         try:
+            if position in self._unloaded:
+                raise self._unloaded[position]
             if self.options.reader is None:
                 return decode(item, self.shape[1:], fitting)
             return fit(self.options.reader(item), self.shape[1:], fitting)
@@ -360,19 +373,23 @@ def _n_threads():
     return min(MAX_THREADS, joblib.cpu_count(), torch.get_num_threads())
 
 
-def item_digest(item):
-    """Return a digest of a file's content as bytes; None if it can't be read."""
-    try:
-        if isinstance(item, bytes):
-            content = item
-        elif is_pil_image(item):
-            content = _content(item)
-        else:
-            with open_file(item) as file:
-                content = file.read()
-    except (OSError, _Unreadable):
-        return None
-    return blake2b(content, digest_size=16).digest()
+def item_digest(item, reader=None):
+    """Return a digest of all of an image file that counts as bytes; raise if it can't be read.
+
+    A ``reader`` gets more than the content: the path, or what stands beside a PIL image's pixels.
+    """
+    path = b""
+    if isinstance(item, bytes):
+        content = item
+    elif is_pil_image(item):
+        if reader is not None:
+            raise Undigestible("what a reader makes of a PIL image may depend on all of it")
+        content = _content(item)
+    else:
+        with open_file(item) as file:
+            content = file.read()
+        path = b"" if reader is None else os.fsencode(item)
+    return blake2b(content, digest_size=16, key=blake2b(path).digest()).digest()
 
 
 def _content(image):
@@ -381,7 +398,8 @@ def _content(image):
         pixels = image.tobytes()
     palette = image.palette.getdata() if image.palette else None
     turned_by, alpha = _orientation(image), image.info.get("transparency")
-    return f"{image.mode} {image.size} {palette} {turned_by} {alpha} ".encode() + pixels
+    mode = f"{image.mode} {image.format}" if image.mode == "I" else image.mode
+    return f"{mode} {image.size} {palette} {turned_by} {alpha} ".encode() + pixels
 
 
 def _name(item, position):
