@@ -3,12 +3,13 @@
 from numbers import Integral
 
 import numpy as np
-import torch
 
-from .._images.files import as_file_list, is_image_files, item_digest
+from .._images.files import item_digest
+from .._images.forms import check_images, holds_files
 from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
 from .._platform.digests import Undigestible, digest_of
+from .._pretrained.backbones import Backbone
 from .folder import circumstances, say
 
 # What a fit shows, and what computes the fitted network.
@@ -43,8 +44,7 @@ def fit_once(folder, classifier, X, y, sample_weight, X_val, y_val):
             return classifier
     if classifier.verbose:
         print(f"{type(classifier).__name__}: an equal fit is taken from {folder.path / name}")
-    own = {parameter: getattr(classifier, parameter) for parameter in NOT_OF_TRAINING}
-    return kept.set_params(**own)
+    return kept.set_params(**classifier.get_params(deep=False))
 
 
 def _name(classifier, images, targets):
@@ -56,26 +56,43 @@ def _name(classifier, images, targets):
     if not isinstance(parameters["random_state"], (Integral, type(None))):
         raise Undigestible("its random_state is a generator, which each fit changes")
     parameters["device"] = str(resolve_device(classifier.device))
-    data = [None if X is None else _digest_of_images(X) for X in images]
+    if isinstance(classifier.module, Backbone):
+        parameters["weights"] = _digest_of_weights(classifier.module.weights)
+    X, X_val = images
+    data = [_digest_of_images(classifier, X, reset=True)]
+    if X_val is not None:
+        data.append(_digest_of_images(classifier, X_val, reset=False))
     labels = [None if target is None else _plain(target) for target in targets]
     # Of our own class the package's version tells enough; that of its code takes long.
     kind = None if type(classifier).__module__ == "sklconv" else type(classifier)
-    key = digest_of((kind, parameters, data, labels, circumstances()))
+    key = digest_of((kind, parameters, data, labels, circumstances()), learning=True)
     return f"networks/{key}"
 
 
-def _digest_of_images(X):
-    names = list(getattr(X, "columns", ()))
-    if is_image_files(X):
-        return [item_digest(item) for item in as_file_list(X)]
-    X = X.detach().cpu() if isinstance(X, torch.Tensor) else X
-    array = np.asarray(X)
-    if array.dtype.hasobject or array.ndim < 2:
-        raise Undigestible("X is no array of numbers")
-    return names, str(array.shape), b"".join(ImageArray(array).digests())
+def _digest_of_weights(weights):
+    """Return a digest of a file of weights, which may be another one tomorrow."""
+    return weights if weights in ("pretrained", None) else _digest_of_files([weights])
+
+
+def _digest_of_images(classifier, X, *, reset):
+    X = check_images(classifier, X, reset=reset)
+    if holds_files(X):
+        return _digest_of_files(X, classifier.reader)
+    names = list(getattr(classifier, "feature_names_in_", ()))
+    return names, str(X.shape), b"".join(ImageArray(X).digests())
+
+
+def _digest_of_files(files, reader=None):
+    try:
+        return [item_digest(file, reader) for file in files]
+    except Exception as error:  # a fit says what is wrong, if a reader can't read it either
+        raise Undigestible(f"a file can't be read ({error})") from None
 
 
 def _plain(target):
     """Return labels or weights as something of which a digest is soon made."""
-    target = np.asarray(target)
+    try:
+        target = np.asarray(target)
+    except Exception as error:  # a fit says what is wrong
+        raise Undigestible(f"labels or weights are no array ({error})") from None
     return target.tolist() if target.dtype.hasobject else target

@@ -22,20 +22,21 @@ class Undigestible(TypeError):
     """A value of which no digest can be had, such as a lock or compiled code."""
 
 
-def digest_of(value):
+def digest_of(value, *, learning=False):
     """Return a digest of a torch module, or of what holds some, as text.
 
     It covers names, values and sharing of parameters and buffers; the tree of modules, by class
     and by what stands in their attributes; their hooks; and, of classes and functions that are
     not torch's own, the code: bytecode, constants, defaults and what it encloses. Globals that
-    code refers to are not followed. Training mode, devices and memory layouts do not count.
+    code refers to are not followed. Training mode, devices and memory layouts do not count; with
+    ``learning`` it does which tensors require gradients.
 
     Raises
     ------
     Undigestible
     """
     try:
-        return _digest(value)
+        return _digest(value, learning)
     except Undigestible:
         raise
     except RecursionError:
@@ -47,8 +48,9 @@ def digest_of(value):
 class _Digest:
     """A hash that values of many kinds are added to, each behind the name of its kind."""
 
-    def __init__(self):
+    def __init__(self, learning=False):
         self.hash = _new_hash()
+        self.learning = learning
         # By id, with the object: while it lives, its id is its own.
         self._shared = {}  # modules and tensors: number
         self._finished = {}  # other objects: digest
@@ -133,6 +135,8 @@ class _Digest:
 
     def _add_tensor(self, tensor):
         self._write("tensor", f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        if self.learning:
+            self._write(str(tensor.requires_grad))
         if not _is_library_code(type(tensor)):
             self.add(type(tensor))
         try:
@@ -274,8 +278,8 @@ def _new_hash():
     return hashlib.blake2b(digest_size=20)
 
 
-def _digest(value):
-    digest = _Digest()
+def _digest(value, learning=False):
+    digest = _Digest(learning)
     digest.add(value)
     return digest.hash.hexdigest()
 

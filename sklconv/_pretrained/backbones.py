@@ -437,8 +437,7 @@ def _shared_copy(module, weights, device):
     """Return a copy of ``module``, the same one as long as ``module`` stays the same."""
     file = None if weights in ("pretrained", None) else _stamp(weights)
     try:
-        learns = tuple(parameter.requires_grad for parameter in module.parameters())
-        stamp = (weights, file, device, digest_of(module), learns)
+        stamp = (weights, file, device, digest_of(module, learning=True))
     except Undigestible:
         return _prepared(copy.deepcopy(module), weights, device)
     known = _copies.get(module)

@@ -1,8 +1,10 @@
 """`ConvFeatureExtractor(memory=...)`: what is computed once, and what is not."""
 
+import io
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from skorch.callbacks import Callback
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
 from sklconv.layers import Conv
 
 DIGITS, LABELS = load_digits(return_X_y=True)
@@ -131,9 +133,21 @@ def test_what_training_does_not_depend_on(params, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "change",
-    ["lr", "seed", "epochs", "module", "X", "dtype", "y", "weights", "validation", "early"],
+    [
+        "lr",
+        "seed",
+        "epochs",
+        "module",
+        "X",
+        "dtype",
+        "y",
+        "weights",
+        "validation",
+        "early",
+        "matmul",
+    ],
 )
-def test_what_training_depends_on(change, tmp_path):
+def test_what_training_depends_on(change, tmp_path, monkeypatch):
     trained(tmp_path).fit(DIGITS, LABELS)
     X, y, further, extractor = DIGITS, LABELS, {}, trained(tmp_path)
     if change == "X":
@@ -146,6 +160,8 @@ def test_what_training_depends_on(change, tmp_path):
         further = {"sample_weight": np.linspace(1, 2, len(LABELS))}
     elif change == "validation":
         further = {"X_val": DIGITS, "y_val": LABELS}
+    elif change == "matmul":
+        monkeypatch.setattr("torch.get_float32_matmul_precision", lambda: "medium")
     else:
         extractor.estimator.set_params(
             **{
@@ -167,6 +183,62 @@ def test_a_module_counts_by_its_code(tmp_path):
     trained(tmp_path).fit(DIGITS, LABELS)
     with pytest.warns(UserWarning, match="can't be pickled"):
         assert n_trained(trained(tmp_path, module=TorchModule(Other))) > 0
+
+
+def test_which_weights_learn_counts(tmp_path):
+    networks = [Counting(), Counting()]
+    networks[1].conv.requires_grad_(False)
+    for network in networks:
+        assert n_trained(trained(tmp_path, module=network)) > 0
+
+
+def test_a_file_of_weights_counts_by_its_content(tmp_path):
+    network, path = Counting(), tmp_path / "weights.pth"
+    for _ in range(2):
+        with torch.no_grad():
+            network.conv.weight.add_(1)
+        torch.save(network.state_dict(), path)
+        extractor = trained(tmp_path, module=Backbone(Counting(), weights=path))
+        assert n_trained(extractor) > 0
+        assert n_trained(extractor) == 0
+
+
+def in_order(X):
+    return [torch.from_numpy(row.reshape(8, 8)) for row in X]
+
+
+@pytest.mark.parametrize(
+    "form", [in_order, lambda X: X.astype(object), lambda X: torch.tensor(X).bfloat16()]
+)
+def test_all_forms_of_images_are_kept(form, tmp_path):
+    assert n_trained(trained(tmp_path), form(DIGITS), LABELS) > 0
+    assert n_trained(trained(tmp_path), form(DIGITS), LABELS) == 0
+
+
+@pytest.mark.filterwarnings("ignore:memory. this training is not kept")
+@pytest.mark.parametrize(
+    ("data", "further"),
+    [
+        (([np.zeros((8, 8)), np.zeros((8, 9))], [0, 1]), {}),
+        ((DIGITS[:2], [[1], [2, 3]]), {}),
+        ((["missing.png"], [0]), {}),
+        ((DIGITS, LABELS), {"X_val": np.zeros((3, 0)), "y_val": LABELS[:3]}),
+    ],
+)
+def test_bad_input_is_named_as_without(data, further, tmp_path):
+    messages = []
+    for memory in (None, tmp_path):
+        with pytest.raises(ValueError) as raised:
+            trained(memory, image_shape=(8, 8)).fit(*data, **further)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+def test_parameters_are_those_of_the_call(tmp_path):
+    trained(tmp_path, device="auto").fit(DIGITS, LABELS)
+    extractor = trained(tmp_path, device="cpu", verbose=1).fit(DIGITS, LABELS)
+    assert extractor.estimator_.device == "cpu"
+    assert extractor.estimator_.verbose == 1
 
 
 class Locked:
@@ -326,6 +398,64 @@ def test_pictures_in_memory_count_by_their_content(tmp_path, by_row):
     assert n_seen(extractor, [image.copy() for image in images]) == 0
 
 
+def by_name(name):
+    """Read what is no file."""
+    return DIGITS[int(name)].reshape(8, 8).astype(np.uint8)
+
+
+@pytest.mark.filterwarnings("ignore:memory. this training is not kept")
+@pytest.mark.parametrize("make", [trained, frozen])
+@pytest.mark.parametrize("costly", [False, True])
+def test_what_only_a_reader_knows_is_not_kept(make, costly, tmp_path, monkeypatch):
+    monkeypatch.setattr("sklconv._estimators.feature_extractor.WORTH_A_ROW", 0 if costly else 1e9)
+    names = [str(number) for number in range(len(DIGITS))]
+    params = {"image_shape": (1, 8, 8), "reader": by_name}
+    for some in (names[:60], names[60:]):
+        wanted = make(**params).fit(some, LABELS[:60]).transform(some)
+        features = make(tmp_path, **params).fit(some, LABELS[:60]).transform(some)
+        np.testing.assert_allclose(features, wanted, rtol=1e-5, atol=1e-5)
+
+
+def by_path(path):
+    """Read what depends on the path as well."""
+    return np.asarray(Image.open(path)) // (2 if "half" in path else 1)
+
+
+def test_a_reader_is_told_the_path(tmp_path, by_row):
+    paths = [str(tmp_path / name) for name in ("whole.png", "half.png")]
+    for path in paths:
+        Image.fromarray(DIGITS[0].reshape(8, 8).astype(np.uint8) * 15).save(path)
+    extractor = frozen(tmp_path, image_shape=(1, 8, 8), reader=by_path).fit(paths)
+    features = [extractor.transform([path]) for path in paths]
+    assert np.abs(features[0] - features[1]).max() > 0.01
+
+
+def test_a_reader_of_pictures_in_memory(tmp_path, by_row):
+    image = Image.fromarray(DIGITS[0].reshape(8, 8).astype(np.uint8) * 15)
+    params = {
+        "image_shape": (1, 8, 8),
+        "reader": lambda image: np.full((8, 8), image.info["grey"]),
+    }
+    for grey in (1.0, 2.0):
+        image.info["grey"] = grey
+        features = frozen(tmp_path, **params).fit([image]).transform([image])
+        np.testing.assert_array_equal(features, frozen(**params).fit([image]).transform([image]))
+
+
+@pytest.mark.parametrize("costly", [False, True])
+def test_broken_pictures_in_memory_are_bad(costly, tmp_path, monkeypatch):
+    monkeypatch.setattr("sklconv._estimators.feature_extractor.WORTH_A_ROW", 0 if costly else 1e9)
+    pixels = np.random.default_rng(0).integers(0, 255, (80, 80), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    content = bytearray((tmp_path / "image.png").read_bytes())
+    content[2000] ^= 255
+    closed = Image.open(tmp_path / "image.png")
+    closed.close()
+    images = [Image.fromarray(pixels), Image.open(io.BytesIO(content)), closed]
+    extractor = frozen(tmp_path, image_shape=(1, 8, 8), on_bad_image="nan").fit(images)
+    assert np.isnan(extractor.transform(images)).all(1).tolist() == [False, True, True]
+
+
 class LockedReader(Locked):
     def __call__(self, path):
         return Image.open(path)
@@ -382,6 +512,41 @@ def test_damaged_entries_are_computed_anew(by_image, tmp_path, monkeypatch):
                 np.testing.assert_allclose(again.transform(DIGITS), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_is_that_of_its_key(tmp_path, by_row):
+    extractor = frozen(tmp_path).fit(DIGITS)
+    wanted = extractor.transform(DIGITS[:2])
+    table = sqlite3.connect(tmp_path / "sklconv" / "rows.sqlite")
+    (first, row), (second, other) = table.execute("SELECT key, row FROM kept").fetchall()
+    with table:
+        table.executemany("UPDATE kept SET row = ? WHERE key = ?", [(other, first), (row, second)])
+    table.close()
+    with pytest.warns(UserWarning, match="is damaged"):
+        np.testing.assert_allclose(extractor.transform(DIGITS[:2]), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["text", None, 3, b""])
+def test_rows_of_another_kind_are_computed_anew(row, tmp_path, by_row):
+    extractor = frozen(tmp_path).fit(DIGITS)
+    wanted = extractor.transform(DIGITS[:3])
+    table = sqlite3.connect(tmp_path / "sklconv" / "rows.sqlite")
+    with table:
+        table.execute("UPDATE kept SET row = ?", [row])
+    table.close()
+    with pytest.warns(UserWarning, match="is damaged"):
+        np.testing.assert_allclose(extractor.transform(DIGITS[:3]), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_is_that_of_its_name(tmp_path):
+    extractor, folder = frozen(tmp_path).fit(DIGITS), tmp_path / "sklconv" / "features"
+    wanted = extractor.transform(DIGITS[:10])
+    (mine,) = folder.iterdir()
+    extractor.transform(DIGITS[10:20])
+    (other,) = set(folder.iterdir()) - {mine}
+    other.replace(mine)
+    with pytest.warns(UserWarning, match="is damaged"):
+        np.testing.assert_array_equal(extractor.transform(DIGITS[:10]), wanted)
+
+
 @pytest.mark.parametrize("make", [trained, frozen])
 def test_a_folder_that_cant_be_used_is_said(make, tmp_path, by_row):
     (tmp_path / "file").write_text("")
@@ -398,6 +563,16 @@ def test_a_folder_that_others_can_write_to_is_said(tmp_path):
     (tmp_path / "sklconv").chmod(0o777)
     with pytest.warns(UserWarning, match="can be written to by other users"):
         trained(tmp_path).fit(DIGITS, LABELS)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no owners of files")
+def test_a_new_folder_is_private(tmp_path):
+    before = os.umask(0)
+    try:
+        trained(tmp_path / "new").fit(DIGITS, LABELS)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new" / "sklconv").stat().st_mode) == 0o700
 
 
 def test_threads_train_once(tmp_path):
