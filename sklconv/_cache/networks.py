@@ -4,7 +4,7 @@ from numbers import Integral
 
 import numpy as np
 
-from .._images.files import item_digest
+from .._images.files import FileOptions, ImageFiles, item_digest
 from .._images.forms import check_images, holds_files
 from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
@@ -71,7 +71,12 @@ def _name(classifier, images, targets):
 
 def _digest_of_weights(weights):
     """Return a digest of a file of weights, which may be another one tomorrow."""
-    return weights if weights in ("pretrained", None) else _digest_of_files([weights])
+    if weights in ("pretrained", None):
+        return weights
+    try:
+        return item_digest(weights)
+    except Exception as error:  # a fit says what is wrong
+        raise Undigestible(f"weights={weights!r} can't be read ({error})") from None
 
 
 def _digest_of_images(classifier, X, *, reset):
@@ -82,11 +87,14 @@ def _digest_of_images(classifier, X, *, reset):
     return names, str(X.shape), b"".join(ImageArray(X).digests())
 
 
-def _digest_of_files(files, reader=None):
-    try:
-        return [item_digest(file, reader) for file in files]
-    except Exception as error:  # a fit says what is wrong, if a reader can't read it either
-        raise Undigestible(f"a file can't be read ({error})") from None
+def _digest_of_files(items, reader):
+    files = ImageFiles(items, (1, 1, 1), FileOptions(reader))
+    digests = files.digests()
+    if None in digests:
+        if reader is None:
+            files[digests.index(None)]  # the error that a fit would raise
+        raise Undigestible("of what only its reader can read there is no digest")
+    return digests
 
 
 def _plain(target):

@@ -221,7 +221,7 @@ def test_all_forms_of_images_are_kept(form, tmp_path):
     [
         (([np.zeros((8, 8)), np.zeros((8, 9))], [0, 1]), {}),
         ((DIGITS[:2], [[1], [2, 3]]), {}),
-        ((["missing.png"], [0]), {}),
+        ((["missing.png"] * 2, [0, 1]), {}),
         ((DIGITS, LABELS), {"X_val": np.zeros((3, 0)), "y_val": LABELS[:3]}),
     ],
 )
@@ -454,6 +454,20 @@ def test_broken_pictures_in_memory_are_bad(costly, tmp_path, monkeypatch):
     images = [Image.fromarray(pixels), Image.open(io.BytesIO(content)), closed]
     extractor = frozen(tmp_path, image_shape=(1, 8, 8), on_bad_image="nan").fit(images)
     assert np.isnan(extractor.transform(images)).all(1).tolist() == [False, True, True]
+
+
+def test_broken_pictures_in_memory_are_not_trained_on(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (80, 80), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    content = bytearray((tmp_path / "image.png").read_bytes())
+    content[2000] ^= 255
+    messages = []
+    for memory in (None, tmp_path):
+        images = [Image.fromarray(pixels), Image.open(io.BytesIO(content))] * 4
+        with pytest.raises(ValueError, match="can't be read") as raised:
+            trained(memory, image_shape=(1, 8, 8)).fit(images, [0, 1] * 4)
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
 
 
 class LockedReader(Locked):
