@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._activations.pooling import pooled
 from .._activations.taps import (
     NETWORK_OUTPUT,
     PRE_LOGITS,
@@ -74,13 +73,12 @@ class Graph:
         self._names = dict(zip(map(_place, taps), names, strict=True))
         self._model = onnx.load_from_string(exported)
 
-    def cut(self, tap_set, pool, activations):
+    def cut(self, tap_set, activations):
         """Return the bytes of the graph that puts out the features of ``tap_set``, pooled.
 
         Parameters
         ----------
         tap_set : TapSet
-        pool : str
         activations : list of torch.Tensor
             What its taps get of a few images.
         """
@@ -89,7 +87,7 @@ class Graph:
         wanted = [self._names[_place(tap)] for tap in tap_set.taps]
         layers = onnx.utils.Extractor(self._model).extract_model([PIXELS], wanted)
         inputs = _names("activation", wanted)
-        pooling = _Pooling(tap_set, pool)
+        pooling = _Pooling(tap_set)
         behind = onnx.load_from_string(_export(pooling, activations, inputs, [FEATURES]))
         behind.ir_version = layers.ir_version
         joined = onnx.compose.merge_models(
@@ -145,13 +143,13 @@ class _Taps(nn.Module):
 class _Pooling(nn.Module):
     """Activations to features."""
 
-    def __init__(self, tap_set, pool):
+    def __init__(self, tap_set):
         super().__init__()
-        self.tapped, self.pool = tap_set.tapped, pool
+        self.tapped = tap_set.tapped
 
     def forward(self, *activations):
         columns = [
-            pooled(activation, layer.reading, self.pool, len(activation))
+            layer.pooled(activation, len(activation))
             for activation, layer in zip(activations, self.tapped, strict=True)
         ]
         return torch.cat(columns, dim=1)

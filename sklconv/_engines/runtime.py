@@ -112,7 +112,6 @@ class SessionRun:
     ----------
     network : ImageNetwork
     tap_set : TapSet
-    pool : str or None
     in_torch : callable
         Computes the same in torch.
     is_required : bool
@@ -122,8 +121,8 @@ class SessionRun:
     # Its threads and torch's, which prepare the pixels, wait for each other at each change.
     piece_values = 2**22
 
-    def __init__(self, network, tap_set, pool, in_torch, is_required):
-        self.network, self.tap_set, self.pool = network, tap_set, pool
+    def __init__(self, network, tap_set, in_torch, is_required):
+        self.network, self.tap_set = network, tap_set
         self.in_torch, self.is_required = in_torch, is_required
 
     def __call__(self, x):  # (N, C, H, W) -> (N, n_features)
@@ -137,7 +136,7 @@ class SessionRun:
             return self._instead(error, x)
 
     def _session(self, x, size):
-        key = size, self.tap_set, self.pool, self.is_required, torch.get_num_threads()
+        key = size, self.tap_set, self.is_required, torch.get_num_threads()
         known = _registry.find(self.network)
         session = known.sessions.made.get(key) if key in known.tried else None
         if session is None:
@@ -181,7 +180,7 @@ class SessionRun:
                 graphs[key] = Graph(self.network, pixels, by_tracing=key[1])
             taps, deepest = self.tap_set.taps, self.tap_set.deepest
             activations = self.network.activations(taps, deepest, images)
-            session = _start(graphs[key].cut(self.tap_set, self.pool, activations))
+            session = _start(graphs[key].cut(self.tap_set, activations))
             self._try(session, images)
         return session
 

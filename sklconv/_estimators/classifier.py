@@ -525,7 +525,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         run = network
         if self.engine == "onnxruntime":
             taps, n = output_taps(len(self.classes_)), len(images)
-            run = choose_run(self.engine, network, taps, None, network.precision, n, network)
+            run = choose_run(self.engine, network, taps, network.precision, n, network)
         return collect_outputs(network, images, lambda x: finish(run(x)), type(self).__name__)
 
     def _read_training_data(self, X, y, *, reset):

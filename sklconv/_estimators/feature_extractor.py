@@ -17,7 +17,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .._activations.pooling import POOLINGS
-from .._activations.tap_set import place_taps
+from .._activations.tap_set import place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
@@ -26,7 +26,8 @@ from .._images.forms import ImageFormat, check_image_shape, check_images
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
-from .._networks.table import as_table, layer_rows
+from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
+from .._networks.table import as_table, format_scores, layer_rows
 from .._platform.devices import check_precision, resolve_device
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
@@ -41,6 +42,7 @@ from .._platform.sklearn import (
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
 from .classifier import ConvNetClassifier
+from .targets import check_choice
 from .undo import undone_if_it_fails
 
 
@@ -220,7 +222,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self
         """
         with undone_if_it_fails(self):
-            for name in ("estimator_", "backbone_", "bad_images_"):
+            for name in ("estimator_", "backbone_", "bad_images_", "layer_scores_"):
                 self.__dict__.pop(name, None)
             images = check_images(self, X, reset=True)
             if isinstance(self.estimator, Backbone):
@@ -233,7 +235,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
                 self._train_classifier(X, y, sample_weight, X_val, y_val)
             self.image_shape_ = self._format.shape
             self.n_features_in_ = self._format.n_features
-            self._place_taps()
+            self._place_taps(images, y, sample_weight)
         return self
 
     def transform(self, X: ImagesLike) -> NDArray[np.float32]:
@@ -289,7 +291,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         """
         check_is_fitted(self)
         check_feature_names_in(self, input_features, generate_names=False)
-        return np.array(self._taps.names(self.pool), dtype=object)
+        return np.array(self._taps.names(), dtype=object)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_taps")
@@ -298,9 +300,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.target_tags.required = not isinstance(
-            self.estimator, (FrozenEstimator, Backbone, torch.nn.Module)
-        )
+        tags.target_tags.required = self._trains() or self._is_auto()
         return tags
 
     @property
@@ -324,6 +324,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             # Else it could not be unpickled on a machine without a GPU.
             state = {**state, "_network": copy.deepcopy(network).cpu()}
         return state
+
+    def _trains(self):
+        return not isinstance(self.estimator, (FrozenEstimator, Backbone, torch.nn.Module))
+
+    def _is_auto(self):
+        return isinstance(self.layer, str) and self.layer == "auto"
 
     def _validate_params(self):
         if isinstance(self.estimator, str):
@@ -412,16 +418,21 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         network.to(resolve_device(self.device or "auto"))
         self._network = weights_channels_last(network)
 
-    def _place_taps(self):
+    def _place_taps(self, images, y, sample_weight):
         network = self.module_
         check_precision(self.precision, network.device)
         forget(network)  # what was written through .data into a frozen one is seen now
-        check_engine(self._engine(), network.device, self._precision(), self.pool)
+        check_engine(self._engine(), network.device, self._precision(), [self.pool])
         trace = trace_network(network, self.image_shape_)
         penultimate = penultimate_tap(trace, network)
         blank = self._blank_images(N_TRACED)
-        self._taps = place_taps(self.layer, self.pool, network, trace, blank, penultimate)
-        self.layers_ = self._taps.layers
+        placing = self.pool, network, trace, blank, penultimate
+        if self._is_auto() and all(call.name != "auto" for call in trace.calls):
+            self._taps = place_candidates(*placing)
+            self._taps = tap_set(self._choose_layers(images, y, sample_weight), trace)
+        else:
+            self._taps = place_taps(self.layer, *placing)
+        self.layers_, self.pools_ = self._taps.layers, self._taps.pools
         self._layer_rows = layer_rows(
             network.body, *trace, penultimate=penultimate, learnable=False, containers=True
         )
@@ -430,6 +441,23 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             NETWORK_OUTPUT in self._taps.taps and trace.calls
         ):  # else there is no other layer to name
             self._warn_of_output()
+
+    def _choose_layers(self, images, y, sample_weight):
+        """Return those of the tapped layers whose features tell the classes apart best."""
+        name = type(self).__name__
+        classes, weights = check_choice(y, sample_weight, images, name, warn=not self._trains())
+        rows = sample_rows(classes, weights, self._taps)
+        source = self._format.read(images, name).take(rows)
+        features = collect_outputs(self.module_, source, self._features, name, self.batch_size)
+        read = np.setdiff1d(np.arange(len(rows)), [row for row, *_ in source.bad or []])
+        rows, features = rows[read], features[read]
+        # Where the network has learned these very rows, later layers are flattered.
+        n_best = 1 if self._trains() else N_BEST
+        best, scores = choose_layers(self._taps, features, classes[rows], weights[rows], n_best)
+        self.layer_scores_ = as_table(scores)
+        if self.verbose or (self.verbose is None and self._trains() and self.estimator_.verbose):
+            print(format_scores(scores, best))
+        return best
 
     def _check_rows(self):
         """Raise if only for the number of traced images there is a row an image."""
@@ -450,7 +478,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         )
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
-        return self._taps.compute(self.module_, x, self._precision(), self.pool)
+        return self._taps.compute(self.module_, x, self._precision())
 
     def _precision(self):
         return self.precision or self.module_.precision
@@ -466,4 +494,4 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()
         engine, in_torch = self._engine(), self._features
-        return choose_run(engine, network, self._taps, self.pool, precision, n_images, in_torch)
+        return choose_run(engine, network, self._taps, precision, n_images, in_torch)
