@@ -65,11 +65,16 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         calls pre-logits in its networks; else the input of the last linear layer, if that
         layer's output is the network's, apart from a softmax; else the input of a final 1×1
         convolution, if the means of its maps are the network's output. If none of these is
-        found, the network's output is taken, with a warning. A layer that runs several times is
-        tapped at its last call. Layers that return lists, tuples or dicts can't be tapped.
+        found, the network's output is taken, with a warning. ``"auto"``: those layers that tell
+        the classes of y apart best. `fit` passes the images through the network once more, or
+        a part of very many, and scores its stages and blocks by leave-one-out ridge regression
+        on their features. It keeps the best four, or the best one where it has trained the
+        network on these images. A layer that runs several times is tapped at its last call.
+        Layers that return lists, tuples or dicts can't be tapped.
     pool : {"auto", "avg", "max", "flatten", "cls"} or callable, default="auto"
         How feature maps and tokens become vectors: the mean or maximum of each channel, all
-        values, or the class token. "auto": the mean. Means and maxima of tokens (N, T, C) are
+        values, or the class token. "auto": the mean; with ``layer="auto"`` also all values, if
+        these are at most 16,384 and score better. Means and maxima of tokens (N, T, C) are
         over the patches, without class token and registers, if the network states how many of
         these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
         (N, H, W, C) where the network computes them so. A callable takes the activation as it
@@ -102,6 +107,13 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         Row, file and reason of each image file that the last transform could not read.
     layers_ : list of str
         Names of the tapped layers.
+    pools_ : list of str or callable
+        How each of them is pooled; "auto" for vectors, which stay as they are, and for means where
+        a layer was named.
+    layer_scores_ : pandas.DataFrame or list of dict
+        With ``layer="auto"``, the best first: layer, pool, score and number of features of all
+        that was tried. The score is R², the share of the variance of the classes' indicators that
+        is predicted for images that are left out.
     layer_table_ : pandas.DataFrame or list of dict
         Name, type, output shape and number of parameters of each layer, as in
         `ConvNetClassifier`, but including modules that contain others, which can be tapped as
@@ -159,6 +171,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     backbone_: Backbone
     bad_images_: list[tuple[int, Any, str]]
     layers_: list[str]
+    pools_: list[str | Callable]
+    layer_scores_: Any
     image_shape_: tuple[int, int, int]
     n_features_in_: int
 
@@ -211,9 +225,9 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         X : array-like
             Images, in any of the forms that `ConvNetClassifier.fit` takes.
         y : array-like of shape (n_samples,) or None, default=None
-            Labels; not needed where nothing is trained.
+            Labels; needed where a network is trained, and by ``layer="auto"``.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the images in the training loss.
+            Weights of the images in the training loss, and in the choice of ``layer="auto"``.
         X_val, y_val : default=None
             Images and labels to validate on after each epoch.
 

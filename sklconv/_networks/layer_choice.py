@@ -125,10 +125,11 @@ def choose_layers(candidates, features, classes, weights, n_best):
     scores = [leave_one_out_score(block, targets, weights) for block in blocks]
     # Of equals the deeper one, which takes in more of the network.
     order = sorted(range(len(blocks)), key=lambda i: (round(scores[i], DIGITS), i), reverse=True)
-    chosen: list[int] = []
+    layers = _layers_of(candidates.taps, blocks)
+    chosen: dict = {}
     for i in order:
-        if len(chosen) < n_best and scores[i] > -np.inf and _is_new(i, chosen, candidates, blocks):
-            chosen.append(i)
+        if len(chosen) < n_best and scores[i] > -np.inf:
+            chosen.setdefault(layers[i], i)
     if not chosen:
         raise ValueError("layer='auto': the features of each layer are infinite or NaN somewhere")
     tapped = candidates.tapped
@@ -141,13 +142,21 @@ def choose_layers(candidates, features, classes, weights, n_best):
         }
         for i in order
     ]
-    return [tapped[i] for i in sorted(chosen)], rows
+    return [tapped[i] for i in sorted(chosen.values())], rows
 
 
-def _is_new(i, chosen, candidates, blocks):
-    """Whether a candidate is of another layer than all chosen ones, and other features."""
-    return all(
-        candidates.taps[i] != candidates.taps[j]
-        and not (blocks[i].shape == blocks[j].shape and np.allclose(blocks[i], blocks[j]))
-        for j in chosen
-    )
+def _layers_of(taps, blocks):
+    """Return the layer of each block; one that hands on what an earlier one puts out is no other.
+
+    Flattening and dropout do so, and pooling down to one pixel.
+    """
+    layers: dict = {}
+    for i, tap in enumerate(taps):
+        twin = next((j for j in range(i) if _same(blocks[j], blocks[i])), i)
+        layers.setdefault(tap, layers.get(taps[twin], tap))
+    return [layers[tap] for tap in taps]
+
+
+def _same(one, other):
+    few = slice(100)  # rows tell different layers apart
+    return one.shape == other.shape and np.allclose(one[few], other[few])

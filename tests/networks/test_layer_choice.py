@@ -177,6 +177,9 @@ def test_the_chosen_layers_are_different_ones():
     best, rows = choose([blocks[0], blocks[0], blocks[2]], classes, 2)
     assert best == ["layer1", "layer2"]
     assert len(rows) == 3
+    # Nor is one that hands on the means of another one's maps, of which all values are better.
+    both = [blocks[0], blocks[2], blocks[2], blocks[3]]
+    assert choose(both, classes, 2, ["maps", "maps", "means", "other"])[0] == ["maps", "other"]
     assert choose(blocks[:1], classes, 4)[0] == ["layer0"]
 
 
