@@ -37,13 +37,16 @@ def candidate_taps(trace, penultimate):
 
 def _hidden_calls(trace):
     """Return the last calls of the layers behind the first weights and before the classifier."""
-    last = {call.name: call for call in trace.calls}
+    last, scores = {call.name: call for call in trace.calls}, None
+    if trace.classifier is None and isinstance(trace.output, Tensor) and trace.output.ndim == 2:
+        scores = trace.output.shape  # perhaps of several classifiers, which are averaged
     found, has_weights = [], False
     for call in trace.calls:
         if call is trace.classifier:
             break  # what ends later holds it, or works on its scores
         has_weights = has_weights or any(True for _ in call.module.parameters())
-        if has_weights and last[call.name] is call and call.output is not trace.output:
+        is_output = call.output is trace.output or call.output.shape == scores
+        if has_weights and last[call.name] is call and not is_output:
             found.append(call)
     return found
 

@@ -83,10 +83,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         As for `ConvNetClassifier`; None: the estimator's value.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
-        row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case.
+        row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case; the
+        choice of ``layer="auto"`` leaves such images out.
     batch_size : int or None, default=None
-        Images in a batch of `transform`; None: 256 for images of at most 1,024 values, else
-        128.
+        Images in a batch of `transform`, and of the pass of ``layer="auto"``; None: 256 for
+        images of at most 1,024 values, else 128.
     engine : {"auto", "torch", "onnxruntime"} or None, default=None
         What computes the features. ``"onnxruntime"`` is ONNX Runtime (the extra
         ``onnxruntime``), on a CPU 1.5 to 3 times as fast as torch, once a network has been

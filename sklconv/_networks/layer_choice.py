@@ -85,7 +85,7 @@ def sample_rows(classes, weights, candidates):
     """
     rows = np.flatnonzero(weights)
     widest = max(layer.n_features for layer in candidates.tapped)
-    n_bytes = 4 * candidates.n_features + 16 * widest  # a row: all features, copies of a layer's
+    n_bytes = 4 * candidates.n_features + 32 * widest  # a row: all features, copies of a layer's
     n_rows = max(2, min(MAX_ROWS, MAX_BYTES // n_bytes))
     if len(rows) <= n_rows:
         return rows

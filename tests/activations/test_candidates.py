@@ -110,6 +110,20 @@ def test_the_output_is_no_candidate():
     assert candidates_of(scores) == ["0"]
 
 
+def test_heads_that_are_averaged_are_no_candidates():
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.norm = nn.Linear(64, 9), nn.LayerNorm(9)
+            self.first, self.second = nn.Linear(9, 3), nn.Linear(9, 3)
+
+        def forward(self, x):
+            x = self.norm(self.hidden(x.flatten(1)))
+            return (self.first(x) + self.second(x.relu())) / 2
+
+    assert candidates_of(TwoHeads()) == ["norm"]
+
+
 def test_a_layer_that_runs_twice_is_taken_at_its_last_call():
     class Twice(nn.Module):
         def __init__(self):
