@@ -184,8 +184,9 @@ def load_images(
 ) -> np.ndarray:
     """Decode image files once, into an array in memory or on disk.
 
-    An estimator reads files each time it needs them. Training over many epochs is faster from the
-    array that this returns; one image of shape (3, 224, 224) takes 150 kB.
+    An estimator reads files each time it needs them; only within one `fit` up to 1 GiB of pixels
+    stays in memory. Several fits, such as a search's, and epochs over more images are faster from
+    the array that this returns; one image of shape (3, 224, 224) takes 150 kB.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
-"""A frozen network in bare ONNX Runtime and in channels-last torch, without sklconv.
+"""Networks in bare ONNX Runtime and in channels-last torch, without sklconv.
 
-Both start from prepared float32 images and compute what goes into the classifier, in batches of
-32, with torch's number of threads. What it takes to export the network is not timed.
+Both start from prepared float32 images, with torch's number of threads: frozen networks compute
+what goes into the classifier, in batches of 32; digits' networks probabilities. What it takes to
+export a network is not timed.
 """
 
 import io
@@ -9,9 +10,9 @@ import io
 import numpy as np
 import torch
 
-from ..race import data, photo_networks
+from ..race import data, networks, photo_networks
 
-BATCH = 32
+BATCH, DIGITS_BATCH = 32, 256
 TOLERANCE = 1e-4  # of the largest feature
 
 
@@ -20,8 +21,7 @@ def prepare_session(task):
     network, X = photo_networks.headless(task["network"]), _prepared(task)
     session = _session(network, X[:2])
     _check(session, network, X[:BATCH])
-    batches = [batch.numpy() for batch in X.split(BATCH)]
-    return lambda: np.concatenate([_run(session, batch) for batch in batches])
+    return _all_batches(session, X, BATCH)
 
 
 def prepare_channels_last(task):
@@ -35,6 +35,23 @@ def prepare_channels_last(task):
         return torch.cat([network(batch) for batch in batches])
 
     return run
+
+
+def prepare_digits_session(task):
+    """Return a function that computes the probabilities of all digits in ONNX Runtime."""
+    plain = networks.plain(task["network"], task["side"], task["n_classes"])
+    network = torch.nn.Sequential(plain, torch.nn.Softmax(1)).eval()
+    X = torch.from_numpy(data.read_float(task)[0]).unsqueeze(1)
+    session = _session(network, X[[0, 0]])
+    _check(session, network, X[:BATCH])
+    return _all_batches(session, X, DIGITS_BATCH)
+
+
+def _all_batches(session, X, batch_size):
+    batches = [batch.numpy() for batch in X.split(batch_size)]
+    if len(batches) == 1:
+        return lambda: _run(session, batches[0])
+    return lambda: np.concatenate([_run(session, batch) for batch in batches])
 
 
 def _prepared(task):

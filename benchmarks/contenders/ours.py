@@ -22,6 +22,13 @@ def prepare_predict(task):
     return lambda: classifier.predict_proba(X)
 
 
+def prepare_predict_onnxruntime(task):
+    """Return a function that computes all class probabilities in ONNX Runtime."""
+    X, _ = data.read(task)
+    classifier = _fitted(task).set_params(engine="onnxruntime")
+    return lambda: classifier.predict_proba(X)
+
+
 def prepare_transform(task):
     """Return a function that computes the features in front of the last layer."""
     X, _ = data.read(task)

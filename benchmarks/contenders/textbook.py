@@ -69,7 +69,7 @@ def _ready(task):
     X, y = data.read_float(task)
     model = networks.plain(task["network"], task["side"], task["n_classes"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    return torch.from_numpy(X).unsqueeze(1), torch.from_numpy(y), model, optimizer
+    return torch.from_numpy(networks.maps(X)), torch.from_numpy(y), model, optimizer
 
 
 def _step(model, optimizer, images, labels):

@@ -19,12 +19,13 @@ def save_mnist(folder, n_images):
     return _save(folder, "mnist", X[:n_images], y[:n_images].astype(np.int64))
 
 
-def save_random(folder, n_images, side=28, n_classes=10):
-    """Write random uint8 images to ``folder``; return what a task needs."""
+def save_random(folder, n_images, side=28, n_classes=10, channels=None):
+    """Write random uint8 images, grey or of ``channels``, to ``folder``; return a task's needs."""
     rng = np.random.default_rng(0)
-    X = rng.integers(0, 256, (n_images, side, side), dtype=np.uint8)
+    shape = (side, side) if channels is None else (channels, side, side)
+    X = rng.integers(0, 256, (n_images, *shape), dtype=np.uint8)
     y = np.arange(n_images, dtype=np.int64) % n_classes
-    return _save(folder, f"random_{side}_{n_classes}", X, y)
+    return _save(folder, f"random_{side}_{n_classes}_{channels}", X, y)
 
 
 def save_photos(folder, n_images, width, height):
@@ -46,13 +47,13 @@ def _save(folder, name, X, y):
     return {
         "images": str(images),
         "labels": str(labels),
-        "side": X.shape[1],
+        "side": X.shape[-1],
         "n_classes": int(y.max()) + 1,
     }
 
 
 def read(task):
-    """Return X, uint8 of shape (n, side, side), and y, int64 of shape (n,), of a task."""
+    """Return X, uint8 of shape (n, side, side) or (n, channels, side, side), and y of a task."""
     n = task["n_images"]
     return np.load(task["images"])[:n], np.load(task["labels"])[:n]
 

@@ -29,6 +29,11 @@ CONTENDERS = {
             "one image": "prepare_one_image",
         },
     ),
+    "channels-last": (
+        "channels_last",
+        {"fit": "prepare_fit", "fine-tune": "prepare_fine_tune"},
+    ),
+    "sklconv, Backbone": ("lite0", {"fine-tune": "prepare_fit"}),
     # skorch has no transform: a net of all layers but the last stands in.
     "skorch": (
         "peers_skorch",
@@ -77,7 +82,7 @@ class Field:
 
         Parameters
         ----------
-        job : {"fit", "predict", "transform", "one image"}
+        job : {"fit", "fine-tune", "predict", "transform", "one image"}
         task : dict
             What to do it with.
         rounds : int

@@ -2,7 +2,8 @@
 
 ``R1`` is two 5×5 convolutions, two pools and two dense layers (160,362 parameters at 28×28);
 ``R2`` one 3×3 convolution, a pool and a dense layer (54,410); ``linear`` one dense layer on the
-pixels (7,850).
+pixels (7,850). ``C3`` is for larger images, three channels of them: three 3×3 convolutions, two
+pools, the mean of each map and a dense layer.
 """
 
 from torch import nn
@@ -15,7 +16,12 @@ FEATURE_LAYERS = {"R1": "dense", "R2": "pool1"}
 
 def plain(name, side=28, n_classes=10):
     """Return network ``name`` for grey images as an `nn.Sequential`."""
-    return {"R1": _r1, "R2": _r2, "linear": _linear}[name](side, n_classes)
+    return {"R1": _r1, "R2": _r2, "linear": _linear, "C3": _c3}[name](side, n_classes)
+
+
+def maps(X):
+    """Return images (n, side, side), or (n, channels, side, side), with an axis of channels."""
+    return X.reshape(len(X), -1, *X.shape[-2:])
 
 
 def n_flat(name, side=28):
@@ -56,6 +62,24 @@ def _r2(side, n_classes):
     )
 
 
+def _c3(side, n_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 128),
+        nn.ReLU(),
+        nn.Linear(128, n_classes),
+    )
+
+
 def _linear(side, n_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(side**2, n_classes))
 
@@ -63,7 +87,7 @@ def _linear(side, n_classes):
 def declarative(name):
     """Return network ``name`` as a list for `sklconv.ConvNetClassifier`'s ``module``."""
     # Imported here: the hand-tuned loops import this file and nothing of sklconv.
-    from sklconv.layers import Conv, Dense, Dropout, MaxPool
+    from sklconv.layers import Conv, Dense, Dropout, GlobalAvgPool, MaxPool
 
     if name == "R1":
         return [
@@ -81,5 +105,15 @@ def declarative(name):
             ("pool1", MaxPool(2)),
             ("drop1", Dropout(0.25)),
             ("drop2", Dropout(0.5)),
+        ]
+    if name == "C3":
+        return [
+            ("conv1", Conv(32, 3, padding="same")),
+            ("pool1", MaxPool(2)),
+            ("conv2", Conv(64, 3, padding="same")),
+            ("pool2", MaxPool(2)),
+            ("conv3", Conv(64, 3, padding="same")),
+            ("mean", GlobalAvgPool()),
+            ("dense", Dense(128)),
         ]
     return [("output", Dense("n_classes", activation=None))]

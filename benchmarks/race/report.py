@@ -50,6 +50,8 @@ _RATIO_HEADINGS = ("row", "network", "batch", "contender", "seconds", "against",
 )
 TABLES = {
     "fit": (_RATIO_HEADINGS, _ratio),
+    "larger": (_RATIO_HEADINGS, _ratio),
+    "fine_tune": (_RATIO_HEADINGS, _ratio),
     "transform": (_RATIO_HEADINGS, _ratio),
     "one_image": (
         ("network", "one image through", "µs", "µs over the plain call", "to reach"),

@@ -36,6 +36,14 @@ TARGETS = {
     ("transform", "R1", "tuned"): 0.95,
     ("transform", "R2", "tuned"): 0.95,
 }
+# (side, contender) -> the same for three convolutions, in batches of 64.
+TARGETS_LARGER = {
+    (64, "textbook"): 2.2,
+    (64, "channels-last"): 1.4,
+    (128, "textbook"): 2.5,
+    (128, "channels-last"): 1.6,
+}
+FINE_TUNING_TARGET = 1.05
 MOST_MICROSECONDS_OVER_RAW_CALL = 60
 ONE_IMAGE_REPEATS = 200
 
@@ -48,6 +56,29 @@ def fit(field, options):
         for batch_size in options.batch_sizes:
             task = _task(dataset, name, n_images, batch_size)
             yield from _against_ours("fit", task, field.race("fit", task, options.rounds))
+
+
+def larger_images(field, options):
+    """The same on random colour images of 64 and 128 pixels, three convolutions."""
+    n_images = 128 if options.quick else 512
+    for side in (64, 128):
+        dataset = data.save_random(options.folder, n_images, side, channels=3)
+        task = _task(dataset, "C3", n_images, batch_size=64)
+        seconds = field.race("fit", task, options.rounds, ["sklconv", "textbook", "channels-last"])
+        ours, shown = seconds.pop("sklconv"), task | {"network": f"C3, {side} pixels"}
+        for name, times in seconds.items():
+            target = TARGETS_LARGER[side, name]
+            yield _record("fit", shown, name, times, "sklconv", ours, target)
+
+
+def fine_tune(field, options):
+    """One epoch of all of EfficientNet-Lite0, 112 pixels: `fit`, which builds the network too."""
+    n_images = 64 if options.quick else 320
+    dataset = data.save_random(options.folder, n_images, side=112, n_classes=4)
+    task = _task(dataset, "EfficientNet-Lite0", n_images, batch_size=32) | {"epochs": 1}
+    seconds = field.race("fine-tune", task, options.rounds)
+    ours, name = seconds["sklconv, Backbone"], "channels-last"
+    yield _record("fine-tune", task, name, seconds[name], "sklconv", ours, FINE_TUNING_TARGET)
 
 
 def transform(field, options):
@@ -118,6 +149,8 @@ def scaling(field, options):
 
 ROWS = {
     "fit": fit,
+    "larger": larger_images,
+    "fine_tune": fine_tune,
     "transform": transform,
     "one_image": one_image,
     "memory": memory_peak,

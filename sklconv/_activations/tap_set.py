@@ -1,5 +1,6 @@
 """The layers that an extractor taps, and the features that come of them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
@@ -43,6 +44,9 @@ class TapSet:
     tapped: tuple[TappedLayer, ...]
     deepest: Tap
     multiply_adds: int = 0  # of convolutions and linear layers up to there, an image
+
+    def __hash__(self):  # of all fields it would take as long as a small network's pass
+        return hash(self.deepest)
 
     @property
     def taps(self):
@@ -140,6 +144,7 @@ def tap_set(tapped, trace):
     return TapSet(tuple(tapped), deepest, multiply_adds(trace.calls, deepest))
 
 
+@functools.cache
 def output_taps(n_outputs):
     """Return the `TapSet` of a network's output, a row of ``n_outputs`` an image."""
     reading = Reading(NETWORK_OUTPUT.name, (n_outputs,))

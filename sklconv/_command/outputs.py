@@ -114,6 +114,8 @@ def check_output(output):
         raise CommandError(f"{output}: the output's name must end in {', '.join(WRITERS)}")
     if output.is_dir():
         raise CommandError(f"{output}: is a folder; give the name of a file")
+    if not output.parent.is_dir():
+        raise CommandError(f"{output.parent}: no such folder to write {output.name} to")
     if suffix == ".parquet":
         import_pyarrow()
 

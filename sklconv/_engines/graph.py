@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import os
 import threading
 import warnings
@@ -196,9 +197,15 @@ def _export_program(module, examples, names):
 
 @contextmanager
 def _silence():
-    """Have no warnings, nor the page that torch prints of a network that it can't export."""
+    """Have no warnings, no log, nor the page that torch prints of what it can't export."""
     from unittest import mock  # which takes longer to import than the rest of this file
 
-    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", create=True):
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", create=True):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

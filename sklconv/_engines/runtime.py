@@ -57,9 +57,10 @@ class _Registry:
 
     def find(self, network):
         """Return what is known of a network as it is now."""
-        stamp, known = _stamp(network.body), self.known.get(network)
-        if known is None or not _same(known.stamp, stamp):
+        known = self.known.get(network)
+        if known is None or not known.stamp.still_holds():
             with self.lock:
+                stamp = _Stamp(network.body)
                 known = self.known[network] = _Known(stamp, self._sessions_of(network))
                 self.last.append(known.sessions)
         return known
@@ -118,6 +119,8 @@ class SessionRun:
         Whether to raise if ONNX Runtime can't compute it. Else torch does, and a warning says so.
     """
 
+    engine = "onnxruntime"
+
     # Its threads and torch's, which prepare the pixels, wait for each other at each change.
     piece_values = 2**22
 
@@ -144,7 +147,7 @@ class SessionRun:
                 few = x[torch.arange(max(TRIED)) % len(x)]
                 session = self._tried(known, key, few) or self._made(known, key, few)
                 known.tried.add(key)
-                known.stamp = _stamp(self.network.body)  # a pass may have changed its buffers
+                known.stamp = _Stamp(self.network.body)  # a pass may have changed its buffers
         return session
 
     def _tried(self, known, key, images):
@@ -224,24 +227,36 @@ def _compare(came, wanted):
         )
 
 
-def _stamp(module):
-    """What changes where layers or weights are replaced, or written into but through ``.data``."""
-    stamp = []
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            stamp.append((tensor, -1 if tensor.is_inference() else tensor._version))
-    for child in module._modules.values():
-        if child is not None:
-            stamp.append((child, 0))
-            stamp += _stamp(child)
-    return stamp
+class _Stamp:
+    """The layers and weights of a module as they are now.
+
+    It no longer holds where they are replaced, or weights written into but through ``.data``.
+    """
+
+    def __init__(self, module):
+        self.slots = [
+            slots
+            for part in module.modules()
+            for slots in (part._parameters, part._buffers, part._modules)
+        ]
+        self.held = [
+            (slots, name, value, _version(value))
+            for slots in self.slots
+            for name, value in slots.items()
+        ]
+
+    def still_holds(self):
+        # By identity: what is kept here can't have given its id to another object.
+        for slots, name, value, version in self.held:
+            if slots.get(name) is not value or (version is not None and value._version != version):
+                return False
+        return sum(map(len, self.slots)) == len(self.held)
 
 
-def _same(one, other):
-    # By identity: what is kept here can't have given its id to another object.
-    return len(one) == len(other) and all(
-        a is b and m == n for (a, m), (b, n) in zip(one, other, strict=True)
-    )
+def _version(value):
+    if isinstance(value, torch.Tensor) and not value.is_inference():
+        return value._version
+    return None
 
 
 @contextmanager
@@ -265,8 +280,11 @@ def _start(model):
 
 
 def _run(session, pixels):
-    with _not_exportable():
-        (features,) = session.run(None, {PIXELS: pixels.contiguous().numpy()})
+    pixels = pixels.contiguous().numpy()
+    try:  # a context takes longer to enter than all else here
+        (features,) = session.run(None, {PIXELS: pixels})
+    except Exception as error:
+        raise NotExportable(f"{type(error).__name__}: {first_line(error)}") from error
     if len(features) != len(pixels):
         raise NotExportable(f"its graph gives {len(features)} rows for {len(pixels)} images")
     return torch.from_numpy(features)

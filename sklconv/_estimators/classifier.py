@@ -63,7 +63,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         the axis of size 1 to 4 in a 4-D ``X``, first in a flat one.
     reader : callable or None, default=None
         Reads image files that Pillow can't: called with an entry of ``X``, from several
-        threads at a time, it returns an array of shape (H, W) or (H, W, C).
+        threads at a time, it returns an array of shape (H, W) or (H, W, C). A fit calls it for
+        each entry once, unless the images take more than 1 GiB: what is random goes into
+        ``augment``.
     standardize : bool or "auto", default="auto"
         Whether each channel's mean and standard deviation are learnt at fit and applied
         inside the network. "auto": unless ``module`` is a `Backbone`, which has its own
@@ -446,7 +448,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
             For two classes: the logit of the second minus that of the first.
         """
-        logits = self._outputs(X, lambda logits: logits)
+        logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_proba(self, X: ImagesLike) -> NDArray[np.float32]:
@@ -461,7 +463,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return self._outputs(X, lambda logits: logits.softmax(1))
+        logits = torch.from_numpy(self._logits(X))
+        return torch.softmax(logits, 1, out=logits).numpy()
 
     def predict(self, X: ImagesLike) -> NDArray[Any]:
         """Return the most probable class of each image.
@@ -475,7 +478,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         ndarray of shape (n_samples,)
         """
-        winners = self._outputs(X, lambda logits: logits).argmax(1)
+        winners = self._logits(X).argmax(1)
         return self.classes_[winners]
 
     @property
@@ -520,13 +523,13 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                 self.net_, self.n_iter_ = state.net, state.n_epochs
                 self.layer_table_ = as_table(state.layer_rows)
 
-    def _outputs(self, X, finish):
+    def _logits(self, X):
         images, network = read_images(self, X), self.module_
         run = network
         if self.engine == "onnxruntime":
             taps, n = output_taps(len(self.classes_)), len(images)
             run = choose_run(self.engine, network, taps, network.precision, n, network)
-        return collect_outputs(network, images, lambda x: finish(run(x)), type(self).__name__)
+        return collect_outputs(network, images, run, type(self).__name__)
 
     def _read_training_data(self, X, y, *, reset):
         """Check X and y; return an `ImageSource` and labels (n,)."""

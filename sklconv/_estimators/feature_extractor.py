@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral
+from os import PathLike
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
@@ -19,16 +21,20 @@ from sklearn.utils.validation import check_is_fitted
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
+from .._cache.features import WORTH_A_ROW, KeptFeatures
+from .._cache.folder import Folder, say
+from .._cache.networks import fit_once
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
-from .._images.forms import ImageFormat, check_image_shape, check_images
+from .._images.forms import ImageFormat, check_image_shape, check_images, refuse_single_photo
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
 from .._networks.table import as_table, format_scores, layer_rows
 from .._platform.devices import check_precision, resolve_device
+from .._platform.digests import Undigestible
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
@@ -95,6 +101,16 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         classifiers where it is installed and the images of the call are enough work to pay for
         that; networks that can't be exported stay in torch, with a warning. None: as the
         estimator has it, or "auto" where there is none or it is frozen.
+    memory : str, path-like, joblib.Memory or None, default=None
+        A folder in which trained networks and features are kept (of a `joblib.Memory`, its
+        ``location``), so that candidates and folds of a search, later runs and other processes
+        take them from there: a network from an equal fit (the same parameters of the estimator,
+        data, packages and number of threads), with the same bits; features of networks that were
+        trained from the same images, likewise; features of frozen networks that cost much image
+        by image, equal to rounding. `random_state=None` counts as equal, too. Not kept, with a
+        warning: fits with ``callbacks`` or a generator as ``random_state``, and of code that has
+        no digest. What is kept is read by `pickle`: nobody else should be able to write to the
+        folder. None: nothing is kept.
 
     Attributes
     ----------
@@ -162,6 +178,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         "on_bad_image": [StrOptions({"raise", "nan"})],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "engine": [StrOptions(ENGINES), None],
+        "memory": [str, PathLike, Memory, None],
         "device": [str, None],
         "precision": [StrOptions({"float32", "bfloat16"}), None],
         "random_state": ["random_state"],
@@ -190,6 +207,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         on_bad_image: Literal["raise", "nan"] = "raise",
         batch_size: int | None = None,
         engine: Literal["auto", "torch", "onnxruntime"] | None = None,
+        memory: str | PathLike[str] | Memory | None = None,
         device: str | None = None,
         precision: Literal["float32", "bfloat16"] | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -204,6 +222,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self.on_bad_image = on_bad_image
         self.batch_size = batch_size
         self.engine = engine
+        self.memory = memory
         self.device = device
         self.precision = precision
         self.random_state = random_state
@@ -265,9 +284,9 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         -------
         ndarray of shape (n_samples, n_features) and dtype float32
         """
-        images, name = read_images(self, X), type(self).__name__
-        run = self._choose_run(len(images))
-        features = collect_outputs(self.module_, images, run, name, self.batch_size)
+        images = read_images(self, X)
+        folder = Folder.of(self.memory)
+        features = self._compute(images) if folder is None else self._recall(folder, images)
         self._note_bad_images(images, features, start=0)
         return features
 
@@ -377,8 +396,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             )
             if getattr(self, name) is not None
         }
-        self.estimator_ = estimator.set_params(**overrides)
-        self.estimator_.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
+        folder, estimator = Folder.of(self.memory), estimator.set_params(**overrides)
+        self.estimator_ = fit_once(folder, estimator, X, y, sample_weight, X_val, y_val)
         self._format = self._with_file_options(self.estimator_._format)
 
     def _take_frozen(self, X, classifier):
@@ -413,6 +432,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return replace(image_format, files=files)
 
     def _take_backbone(self, X, backbone):
+        if self.image_shape is None and isinstance(backbone.network, str):
+            refuse_single_photo(X)
         self._infer_format(X)
         self.backbone_ = backbone.resolve()
         seed = draw_seed(self.random_state)
@@ -505,6 +526,28 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             return self.engine or "auto"
         is_frozen = isinstance(self.estimator, FrozenEstimator)
         return "torch" if own.engine == "auto" and not is_frozen else own.engine
+
+    def _compute(self, images):
+        run, name = self._choose_run(len(images)), type(self).__name__
+        return collect_outputs(self.module_, images, run, name, self.batch_size)
+
+    def _recall(self, folder, images):
+        """Return the features, of which those that are kept in ``folder`` are not computed."""
+        network, name, run = self.module_, type(self).__name__, self._choose_run(len(images))
+        engines = [getattr(run, "engine", "torch")]
+        if self._engine() == "auto":
+            engines += {"torch", "onnxruntime"}.difference(engines)
+        try:
+            kept = KeptFeatures(folder, network, self._taps, self._precision(), engines, images)
+        except Undigestible as error:
+            say(f"these features are not kept: {error}")
+            return self._compute(images)
+
+        def compute(rows):
+            return iterate_outputs(network, images, run, name, self.batch_size, rows)
+
+        by_row = not self._trains() and self._taps.multiply_adds >= WORTH_A_ROW
+        return (kept.by_row if by_row else kept.whole)(compute)
 
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()

@@ -1,5 +1,6 @@
 """Batches of a training set."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,13 @@ class ImageSet:
         return len(self.images)
 
     def batches(self, cuts, device, order=None):
-        """Iterate over tensors of the images that each of ``cuts`` names, out of ``order``."""
+        """Return an iterator, to be closed by ``with``, over tensors of images.
+
+        Those that each of ``cuts`` names, out of ``order``.
+        """
         # Arrays have been checked as a whole; what a reader of files returns has not.
         name = "ConvNetClassifier" if self.images.lazy else None
-        return self.images.batches(cuts, device, name, order)
+        return closing(self.images.batches(cuts, device, name, order))
 
 
 class SkorchBatches:

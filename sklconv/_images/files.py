@@ -12,14 +12,17 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from numbers import Integral
 
 import joblib
 import numpy as np
+import torch
 
+from .._platform.digests import digest_of
 from .cropping import WHOLE, Fitting
 from .resizing import UPRIGHT, pad, resize_part, turned
-from .sources import ImageSource, as_tensor
+from .sources import ImageSource
 
 # The formats that are read, whatever a file is called, and Pillow's modules for them: common
 # ones, and none whose decoder starts another program.
@@ -232,8 +235,8 @@ class ImageFiles(ImageSource):
     def __getitem__(self, index):
         if isinstance(index, Integral):
             return self[[index]][0]
-        (batch,) = self.batches([index])
-        return batch.numpy()
+        (images,) = self.arrays([index])
+        return images
 
     @property
     def dtype(self):  # type: ignore[override]
@@ -252,28 +255,38 @@ class ImageFiles(ImageSource):
         files._dtype = self._dtype
         return files
 
-    def batches(self, cuts, device=None, estimator_name=None, order=None):
-        """Yield the images that each of ``cuts`` names; decode the next ones meanwhile.
+    def digests(self):
+        form = digest_of((self.shape[1:], self.options.reader, self.options.fitting))
+        found = [item_digest(item) for item in self.items]
+        return [None if digest is None else digest + form.encode() for digest in found]
+
+    def arrays(self, indices, device=None):
+        """Yield the images that each of ``indices`` names; decode the next ones meanwhile.
+
+        Threads are no more than torch's: where that has one, decoding takes turns with a network
+        on the CPU.
 
         Parameters
         ----------
-        cuts : iterable of slice; without ``order`` also of array of int or mask
-        device, estimator_name, order
-            As in `ImageSource.batches`.
+        indices : iterable of slice, array of int or mask
+        device : str, torch.device or None, default=None
+            Where a network computes on what was yielded last, if one does.
 
         Yields
         ------
-        Tensor of shape (batch, C, H, W)
+        ndarray of shape (batch, C, H, W)
         """
-        pool = ThreadPoolExecutor(min(MAX_THREADS, joblib.cpu_count()), "sklconv-files")
+        n_threads = _n_threads()
+        take_turns = n_threads == 1 and device is not None and torch.device(device).type == "cpu"
+        pool = ThreadPoolExecutor(n_threads, "sklconv-files")
         pending: deque = deque()
         try:
-            for cut in cuts:
-                pending.append(self._begin(pool, cut if order is None else order[cut]))
-                if len(pending) == 2:
-                    yield as_tensor(self._finish(*pending.popleft()), device, estimator_name)
+            for index in indices:
+                pending.append(self._begin(pool, index))
+                if take_turns or len(pending) == 2:
+                    yield self._finish(*pending.popleft())
             while pending:
-                yield as_tensor(self._finish(*pending.popleft()), device, estimator_name)
+                yield self._finish(*pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -340,6 +353,35 @@ class ImageFiles(ImageSource):
                 if self.options.on_bad_image == "raise":
                     raise
         return np.dtype(np.uint8)
+
+
+def _n_threads():
+    # Torch knows of the share of the cores that joblib gives a worker, joblib of containers.
+    return min(MAX_THREADS, joblib.cpu_count(), torch.get_num_threads())
+
+
+def item_digest(item):
+    """Return a digest of a file's content as bytes; None if it can't be read."""
+    try:
+        if isinstance(item, bytes):
+            content = item
+        elif is_pil_image(item):
+            content = _content(item)
+        else:
+            with open_file(item) as file:
+                content = file.read()
+    except (OSError, _Unreadable):
+        return None
+    return blake2b(content, digest_size=16).digest()
+
+
+def _content(image):
+    """Return all of a PIL image that counts, as bytes."""
+    with _loading:
+        pixels = image.tobytes()
+    palette = image.palette.getdata() if image.palette else None
+    turned_by, alpha = _orientation(image), image.info.get("transparency")
+    return f"{image.mode} {image.size} {palette} {turned_by} {alpha} ".encode() + pixels
 
 
 def _name(item, position):

@@ -206,6 +206,15 @@ def check_images(estimator, X, *, reset):
     return _as_numeric(X)
 
 
+def refuse_single_photo(X):
+    """Raise if ``X``, which `check_images` returned, is one colour image: photos are wider."""
+    if not holds_files(X) and X.ndim == 3 and X.shape[2] in (3, 4):
+        raise ValueError(
+            f"X of shape {X.shape} looks like a single colour image: pass X[None]. If it holds "
+            f"{X.shape[0]} grey images, say image_shape={X.shape[1:]}"
+        )
+
+
 def _check_dimensions(X):
     if X.ndim < 2:
         raise ValueError(

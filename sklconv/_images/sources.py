@@ -1,6 +1,8 @@
-"""Sources of images: arrays, rows of another source, tensors on a device."""
+"""Sources of images: arrays, rows of another source, what is kept of one, tensors on a device."""
 
 import math
+from contextlib import closing
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from sklearn.utils import assert_all_finite
 CHUNK_BYTES = 32 * 2**20
 # Bytes gathered or summed at a time: they stay in the processor's cache.
 CACHE_BYTES = 2**20
+# What a fit keeps of images that are costly to read: 7,100 colour images of 224 × 224 bytes.
+MAX_KEPT_BYTES = 2**30
 
 
 class ImageSource:
@@ -52,12 +56,25 @@ class ImageSource:
         """Return the images that ``index`` names as a tensor; see `as_tensor`."""
         return as_tensor(self[index], device, estimator_name)
 
+    def arrays(self, indices, device=None):
+        """Yield the images that each of ``indices`` names as an ndarray.
+
+        ``device`` is where a network computes on them meanwhile, if one does.
+        """
+        return (self[index] for index in indices)
+
     def batches(self, cuts, device=None, estimator_name=None, order=None):
         """Yield what `batch` returns for each of ``cuts``, slices one behind another.
 
         ``order`` holds the rows that are cut up; without it they are the images as they stand.
-        Several small batches are gathered at a time.
+        Several small batches are gathered at a time, unless the source is lazy.
         """
+        if self.lazy:
+            indices = (cut if order is None else order[cut] for cut in cuts)
+            with closing(self.arrays(indices, device)) as arrays:
+                for images in arrays:
+                    yield as_tensor(images, device, estimator_name)
+            return
         n_bytes = math.prod((cuts[0].stop - cuts[0].start, *self.shape[1:], self.dtype.itemsize))
         for several in slices(len(cuts), max(1, CACHE_BYTES // n_bytes)):
             index = slice(cuts[several][0].start, cuts[several][-1].stop)
@@ -73,6 +90,17 @@ class ImageSource:
     def chunks(self, n_bytes):
         """Cut all rows into slices of at most ``n_bytes`` in float64."""
         return slices(len(self), max(1, n_bytes // (8 * math.prod(self.shape[1:]))))
+
+    def digests(self):
+        """Return a digest of each image's content as bytes; None for what can't be read."""
+        form = f"{self.shape[1:]} {np.dtype(self.dtype).str}".encode()
+        return [
+            blake2b(
+                image.data, digest_size=16, person=blake2b(form, digest_size=16).digest()
+            ).digest()
+            for chunk in self.chunks(CHUNK_BYTES)
+            for image in np.ascontiguousarray(self[chunk])
+        ]
 
     def on_device(self, device):
         """Return the images on a GPU if it pays, and they fit there beside what else it holds."""
@@ -113,6 +141,46 @@ class ImageRows(ImageSource):
     def __getitem__(self, index):
         return self.source[self.rows[index]]
 
+    def arrays(self, indices, device=None):
+        return self.source.arrays((self.rows[index] for index in indices), device)
+
+
+class KeptImages(ImageSource):
+    """Images of a lazy source, each read when it is first asked for and in memory from then on.
+
+    Parameters
+    ----------
+    source : ImageSource
+    """
+
+    lazy = True  # to the bit, training on them is what it is where they are not kept
+
+    def __init__(self, source):
+        self.source, self.shape, self.dtype = source, source.shape, source.dtype
+        self._pixels = np.empty(self.shape, self.dtype)
+        self._is_here = np.zeros(len(source), bool)
+
+    def __getitem__(self, index):
+        (images,) = self.arrays([index])
+        return images
+
+    def arrays(self, indices, device=None):
+        indices, rows = list(indices), np.arange(len(self))
+        missing = [np.unique(rows[index][~self._is_here[index]]) for index in indices]
+        with closing(self.source.arrays([new for new in missing if len(new)], device)) as arrays:
+            for index, new in zip(indices, missing, strict=True):
+                if len(new):
+                    self._pixels[new], self._is_here[new] = next(arrays), True
+                yield self._pixels[index]
+
+    def batches(self, cuts, device=None, estimator_name=None, order=None):
+        if self._is_here.all():
+            return ImageArray(self._pixels).batches(cuts, device, estimator_name, order)
+        return super().batches(cuts, device, estimator_name, order)
+
+    def unwrap(self):
+        return self.source
+
 
 class ImageTensor(ImageSource):
     """Images, uint8 or float32, on the device where they are needed."""
@@ -128,6 +196,12 @@ class ImageTensor(ImageSource):
 
     def unwrap(self):
         return self.tensor
+
+
+def keep(images):
+    """Return ``images`` so that each is read at most once, if that takes and fits in memory."""
+    n_bytes = math.prod(images.shape) * images.dtype.itemsize
+    return KeptImages(images) if images.lazy and n_bytes <= MAX_KEPT_BYTES else images
 
 
 def as_tensor(batch, device=None, estimator_name=None):

@@ -25,9 +25,8 @@ def channel_statistics(images):
     origin = images[:1][0, :, 0, 0].astype(np.float64)
     exact = images.dtype == np.uint8
     total, squares, largest = np.zeros(channels), np.zeros(channels), 0.0
-    for cut in images.chunks(CACHE_BYTES):
+    for rows in images.arrays(images.chunks(CACHE_BYTES)):
         # In float64 and in C order, so that the sums do not depend on X's memory layout.
-        rows = images[cut]
         dtype = np.uint8 if rows.dtype == np.uint8 else np.float64  # torch does not take them all
         in_order = np.require(rows, dtype, ["C", "A", "W"]).reshape(-1)
         flat = torch.from_numpy(in_order)

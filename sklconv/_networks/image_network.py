@@ -213,6 +213,10 @@ class LayerNetwork(ImageNetwork):
         finally:
             self.body.use_generator(None)
 
+    def in_pieces(self, n_images):
+        """Return a context in which a batch of ``n_images`` comes in pieces; see `LayerStack`."""
+        return self.body.in_pieces(n_images)
+
     def lay_out_weights(self, training):
         """Put the convolutions' weights into the order that suits."""
         self.body.lay_out_weights(training)

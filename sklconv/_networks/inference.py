@@ -38,7 +38,7 @@ def read_images(estimator, X):
     return estimator._format.read(X, type(estimator).__name__)
 
 
-def iterate_outputs(network, images, run, name, batch_size=None):
+def iterate_outputs(network, images, run, name, batch_size=None, rows=None):
     """Yield what ``run`` makes of each batch of ``images``, as float32 numpy arrays.
 
     Parameters
@@ -53,12 +53,14 @@ def iterate_outputs(network, images, run, name, batch_size=None):
         The estimator's, for errors.
     batch_size : int or None
         None: 256 for images of at most 1,024 values, else 128.
+    rows : array of int, default=None
+        Those of the images; None: all.
 
     Yields
     ------
     ndarray of shape (batch, n_outputs)
     """
-    for output in _iterate_tensors(network, images, run, name, batch_size):
+    for output in _iterate_tensors(network, images, run, name, batch_size, rows):
         yield output.numpy()
 
 
@@ -78,9 +80,10 @@ def collect_outputs(network, images, run, name, batch_size=None):
     return collected.numpy()
 
 
-def _iterate_tensors(network, images, run, name, batch_size):
-    cuts = slices(len(images), batch_size or _default_batch_size(network, images))
-    with closing(images.batches(cuts, network.device, name)) as batches:
+def _iterate_tensors(network, images, run, name, batch_size, rows=None):
+    n = len(images) if rows is None else len(rows)
+    cuts = slices(n, batch_size or _default_batch_size(network, images))
+    with closing(images.batches(cuts, network.device, name, rows)) as batches:
         for number, batch in enumerate(batches):
             if number == 0:
                 warn_of_scale(network.prepare.largest, batch)
@@ -149,9 +152,11 @@ def _evaluate(network, batch, run):
         if missing:
             # With an image, for zeros may be no pixels: a backbone's range can exclude them.
             batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
-        n_values = getattr(run, "piece_values", PIECE_VALUES)
-        pieces = batch.split(_piece_size(network, batch, n_values))
-        output = run(batch) if len(pieces) == 1 else torch.cat([run(piece) for piece in pieces])
+        size = _piece_size(network, batch, getattr(run, "piece_values", PIECE_VALUES))
+        if len(batch) <= size:
+            output = run(batch)
+        else:
+            output = torch.cat([run(piece) for piece in batch.split(size)])
         if missing:
             output = output[:n]
         return output.float().cpu()

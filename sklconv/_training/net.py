@@ -21,6 +21,7 @@ from .._images.batches import ImageSet, SkorchBatches, augmented, training_batch
 from .._images.sources import slices
 from .._platform.devices import keep_freed_memory
 from .optimizers import OPTIMIZERS, lean_step, optimizer_settings
+from .pieces import backward_in_pieces, cut_in_pieces
 from .state import TrainingState, set_values, values_of
 
 # Parameters of skorch's net that the engine sets, and those that the classifier has itself.
@@ -51,6 +52,7 @@ class Training:
     valid: ImageSet | None
     epochs: int
     batch_size: int
+    piece: float = math.inf  # images that go through the network at a time
     part: torch.nn.Module | None = None  # of the network; what is trained, None: all of it
     schedule: Callable[[int], np.ndarray] | None = None  # number of steps -> factors of lr
     augment: Callable | None = None
@@ -196,24 +198,26 @@ class LeanNet(NeuralNetClassifier):
         weights = None if data.weights is None else data.weights[order.to(data.weights.device)]
         losses, logits, winners = [], [], []
         step = lean_step(self.optimizer_, alone=not self.callbacks_)
-        train_batch = partial(self._train_batch, module, list(module.parameters()), step)
-        batches = data.batches(cuts, self.device, order.numpy())
-        for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
-            if lrs is not None:
-                self._set_lrs(lrs[number])
-            y, w = targets[cut], None if weights is None else weights[cut]
-            if training.augment is not None:
-                x = augmented(x, training.augment, module)
-            loss, outputs = train_batch(x, y, w)
-            state.n_batches += 1
-            losses.append(loss)
-            logits.append(outputs)
-            if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
-                winners.append(torch.cat(logits).argmax(1))
-                logits.clear()
-                # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
-                if self.device == "cpu" and not math.isfinite(loss):
-                    break
+        train_batch = partial(
+            self._train_batch, module, list(module.parameters()), training.piece, step
+        )
+        with data.batches(cuts, self.device, order.numpy()) as batches:
+            for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
+                if lrs is not None:
+                    self._set_lrs(lrs[number])
+                y, w = targets[cut], None if weights is None else weights[cut]
+                if training.augment is not None:
+                    x = augmented(x, training.augment, module)
+                loss, outputs = train_batch(x, y, w)
+                state.n_batches += 1
+                losses.append(loss)
+                logits.append(outputs)
+                if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
+                    winners.append(torch.cat(logits).argmax(1))
+                    logits.clear()
+                    # Once it is not finite it stays so; on a GPU to look at it is to wait for it.
+                    if self.device == "cpu" and not math.isfinite(loss):
+                        break
         self._check_losses(losses, cuts, first=state.n_epochs == 0)
         sizes = torch.tensor([cut.stop - cut.start for cut in cuts], dtype=torch.float64)
         hits = torch.cat(winners) == targets
@@ -244,7 +248,7 @@ class LeanNet(NeuralNetClassifier):
             "check the scale of X"
         )
 
-    def _train_batch(self, module, parameters, optimizer_step, x, y, weights):
+    def _train_batch(self, module, parameters, piece, optimizer_step, x, y, weights):
         listened = bool(self.callbacks_)
         batch: tuple = (x, y)
         step: dict = {}
@@ -255,10 +259,7 @@ class LeanNet(NeuralNetClassifier):
         def closure():
             for parameter in parameters:
                 parameter.grad = None
-            y_pred = module(x)
-            loss = self._loss(y_pred, y, weights)
-            with self.module_.right_layouts():  # checkpointed layers run anew
-                loss.backward()
+            y_pred, loss = self._backward(module, piece, x, y, weights)
             # Some optimizers evaluate a batch several times: the first counts, as in skorch.
             step.setdefault("y_pred", y_pred)
             step.setdefault("loss", loss)
@@ -273,6 +274,16 @@ class LeanNet(NeuralNetClassifier):
             self._end_batch(batch, "train", step)
         return step["loss"].detach(), step["y_pred"].detach()
 
+    def _backward(self, module, piece, x, y, weights):
+        cuts = cut_in_pieces(len(x), piece)
+        if len(cuts) > 1:
+            return backward_in_pieces(module, self.criterion_, cuts, x, y, weights)
+        y_pred = module(x)
+        loss = self._loss(y_pred, y, weights)
+        with self.module_.right_layouts():  # checkpointed layers run anew
+            loss.backward()
+        return y_pred, loss
+
     def _validate(self, training):
         if training.valid is None:
             return {"valid_loss": None, "valid_accuracy": None}
@@ -280,17 +291,18 @@ class LeanNet(NeuralNetClassifier):
         module, data = training.part or self.module_, training.valid
         cuts = slices(len(data), training.batch_size)
         total, hits = 0.0, 0
-        for cut, x in zip(cuts, data.batches(cuts, self.device), strict=True):
-            y, weights = data.targets[cut], None if data.weights is None else data.weights[cut]
-            if self.callbacks_:
-                self.notify("on_batch_begin", batch=(x, y), training=False)
-            with torch.no_grad():
-                logits = module(x)
-                loss = self._loss(logits, y, weights)
-            if self.callbacks_:
-                self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
-            total += loss * len(x)
-            hits += (logits.argmax(1) == y).sum()
+        with data.batches(cuts, self.device) as batches:
+            for cut, x in zip(cuts, batches, strict=True):
+                y, weights = data.targets[cut], None if data.weights is None else data.weights[cut]
+                if self.callbacks_:
+                    self.notify("on_batch_begin", batch=(x, y), training=False)
+                with torch.no_grad():
+                    logits = module(x)
+                    loss = self._loss(logits, y, weights)
+                if self.callbacks_:
+                    self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
+                total += loss * len(x)
+                hits += (logits.argmax(1) == y).sum()
         self.history.record("valid_batch_count", len(cuts))
         n = len(data)
         return {"valid_loss": float(total) / n, "valid_accuracy": float(hits) / n}

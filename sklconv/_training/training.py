@@ -2,6 +2,7 @@
 
 import copy
 import sys
+import warnings
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from .._activations.taps import Tap, penultimate_tap
 from .._images.batches import ImageSet
-from .._images.sources import ImageArray
+from .._images.sources import MAX_KEPT_BYTES, ImageArray, keep
 from .._images.statistics import channel_statistics
 from .._networks.building import build_network, frozen_layers, trace_network
 from .._networks.inference import collect_outputs
@@ -24,6 +25,7 @@ from .._platform.devices import without_autocast
 from .._platform.randomness import generator
 from .._pretrained.heads import sole_head
 from .net import ProgressBar, Training, learning_rates, make_net
+from .pieces import images_a_piece
 from .state import EarlyStopping
 
 
@@ -55,6 +57,7 @@ def train(recipe, data, valid, state, *, old=None, partial=False, start=None, af
 def _train(recipe, data, valid, state, old, partial, start, after_epoch):
     n_before = 0 if old is None else len(old.history)
     seeds = np.random.SeedSequence([recipe.seed, n_before]).generate_state(4)
+    data, valid = (_read_once(recipe, part, old) for part in (data, valid))
     before = old.snapshot() if partial and old is not None else None
     try:
         if before is not None:
@@ -70,6 +73,7 @@ def _train(recipe, data, valid, state, old, partial, start, after_epoch):
             report = _announce(recipe, net.module_, state.layer_rows, trace.calls, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
         training = _training(recipe, net, part, data, valid, report, after_epoch)
+        training.piece = images_a_piece(net.module_, net.criterion_, trace.calls)
         state.net, state.order = net, generator(seeds[1])
         if recipe.patience is not None:
             state.stopping = EarlyStopping(recipe.patience, recipe.tol)
@@ -84,6 +88,30 @@ def _train(recipe, data, valid, state, old, partial, start, after_epoch):
         raise
 
 
+def _read_once(recipe, data, old):
+    """Return ``data`` so that no image file is decoded twice, if its images fit in memory."""
+    n_passes = recipe.epochs + (recipe.standardize and old is None)
+    if data is None or n_passes == 1 or _computes_once(recipe):
+        return data
+    images, *others = data
+    kept = keep(images)
+    if kept.lazy and kept is images and recipe.epochs > 1:
+        warnings.warn(
+            f"each of {recipe.epochs} epochs decodes {len(images):,} files anew: their pixels "
+            f"take more than the {MAX_KEPT_BYTES / 2**30:.3g} GiB that fit keeps in memory. "
+            'sklconv.datasets.load_images(..., out="X.npy") decodes them once, into a file that '
+            "fit reads as an array",
+            UserWarning,
+            stacklevel=1,  # one place, so that Python shows it once
+        )
+    return kept, *others
+
+
+def _computes_once(recipe):
+    """Whether all but the head is the same from epoch to epoch."""
+    return recipe.freeze == "backbone" and recipe.augment is None
+
+
 def _set_up(recipe, network):
     """Freeze what ``recipe`` says, set its precision; return the `Trace` of a pass."""
     network.freeze(frozen_layers(network, recipe.freeze))
@@ -95,9 +123,7 @@ def _set_up(recipe, network):
 
 def _trained_part(recipe, network, calls, output):
     """Return the head, if what goes into it is the same from epoch to epoch; None: train all."""
-    if recipe.freeze != "backbone" or recipe.augment is not None:
-        return None
-    return sole_head(network, calls, output)
+    return sole_head(network, calls, output) if _computes_once(recipe) else None
 
 
 def _training(recipe, net, part, data, valid, report, after_epoch):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .._platform.layouts import as_channels_last, convolve
+from .._platform.layouts import as_channels_last, convolve, favours_onednn
 from .._platform.sklearn import Interval, StrOptions
 from .._platform.words import by
 from ._activation import ACTIVATIONS, MONOTONE, Activated
@@ -155,6 +155,8 @@ class Conv(Layer):
 class ConvStage(Stage):
     """A convolution, its activation, and the max-pooling behind it, if there is one."""
 
+    pieces = None  # set while a batch comes piece by piece
+
     def __init__(self, layers):
         super().__init__(layers)
         self.conv = layers[0][1]
@@ -171,7 +173,9 @@ class ConvStage(Stage):
         return cls(named[: 2 if pools and conv.activation in MONOTONE else 1])
 
     def __call__(self, x, joined=False):
-        if self.takes_onednn and self.gives_onednn and (x.is_mkldnn or _suits_onednn(x)):
+        n_images = len(x) if self.pieces is None else self.pieces.n_images
+        suits = x.is_mkldnn or _suits_onednn(x, n_images)
+        if self.takes_onednn and self.gives_onednn and suits:
             x = self.conv.linear(x if x.is_mkldnn else x.to_mkldnn())
             if self.pool is not None:
                 size, stride, ceil = self.pool.kernel_size, self.pool.stride, self.pool.ceil_mode
@@ -186,11 +190,12 @@ class ConvStage(Stage):
         return x if joined and self.leaves_relu else self.conv.activate(x)
 
 
-def _suits_onednn(x):
+def _suits_onednn(x, n_images):
     return (
         x.device.type == "cpu"
-        and len(x) >= ONEDNN_IMAGES
+        and n_images >= ONEDNN_IMAGES
         and x[0].numel() > ONEDNN_VALUES
+        and favours_onednn()
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")

@@ -102,7 +102,7 @@ class DenseStage(Stage):
         relu_waits = joined and self.takes_relu
         if self._drops_together(x):
             mask = _ReLUMask.apply if relu_waits else torch.mul
-            x = mask(x, random_mask(x, self.kept, self.dropouts[0].generator))
+            x = mask(x, self.dropouts[0].draw(x, self._zeros_and_ones))
             x, scale = _linear(x.flatten(1), weight), 256 / self.kept
             # The few outputs are scaled up in place of the many values that are kept.
             x = x * scale if bias is None else torch.add(bias.to(x.dtype), x, alpha=scale)
@@ -112,6 +112,9 @@ class DenseStage(Stage):
                 x = dropout(x)
             x = _linear(x.flatten(1), weight, bias)
         return x if joined and self.leaves_relu else self.linear.activate(x)
+
+    def _zeros_and_ones(self, x):
+        return random_mask(x, self.kept, self.dropouts[0].generator)
 
     def _drops_together(self, x):
         if x.device.type != "cpu" or not self.dropouts or self.kept in (0, 256):

@@ -25,7 +25,11 @@ class DropoutModule(nn.Module):
     ----------
     generator : numpy.random.BitGenerator, torch.Generator on a GPU, or None
         Set while training; None draws from torch's global generator.
+    pieces : Pieces or None
+        Set while a batch comes piece by piece.
     """
+
+    pieces = None
 
     def __init__(self, rate):
         super().__init__()
@@ -39,8 +43,12 @@ class DropoutModule(nn.Module):
         """Return a factor for each value of ``x``: 0, or what scales up those that are kept."""
         kept = round(256 * (1 - self.rate))
         if x.device.type == "cpu" and 0 < kept < 256:
-            return random_mask(x, kept, self.generator).mul_(256 / kept)
-        return self._bernoulli_mask(x)
+            return self.draw(x, lambda x: random_mask(x, kept, self.generator).mul_(256 / kept))
+        return self.draw(x, self._bernoulli_mask)
+
+    def draw(self, x, draw):
+        """Return ``draw(x)``; if ``x`` is a piece of a batch, its rows of what that draws."""
+        return draw(x) if self.pieces is None else self.pieces.draw(self, x, draw)
 
     def _bernoulli_mask(self, x):
         share = 1 - self.rate

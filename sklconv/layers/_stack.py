@@ -1,13 +1,16 @@
 """A network of declarative layers, run one after another in fewer steps than layers."""
 
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
 from torch import nn
 
+from .._platform.layouts import favours_onednn
 from ._conv import ConvStage
 from ._dense import DenseStage
 from ._dropout import DropoutModule
+from ._pieces import Pieces
 from ._stage import Stage, as_dense
 
 
@@ -16,8 +19,8 @@ class LayerStack(nn.Sequential):
 
     Where nobody observes what lies between, layers are run together: max-pooling before a
     monotone activation, which gives the same numbers from a quarter of the work; dropouts in a
-    row as one, and a ReLU in front of them in the same pass; and convolutions on a CPU in
-    oneDNN's own tensor layout.
+    row as one, and a ReLU in front of them in the same pass; and convolutions in oneDNN's own
+    tensor layout, on CPUs where that is faster.
     """
 
     def __init__(self, *layers):
@@ -54,6 +57,19 @@ class LayerStack(nn.Sequential):
             if isinstance(module, DropoutModule):
                 module.generator = generator
 
+    @contextmanager
+    def in_pieces(self, n_images):
+        """Have a batch of ``n_images`` come piece by piece in a block; give its `Pieces`."""
+        pieces = Pieces(n_images)
+        concerned = [part for part in (*self, *self._stages) if hasattr(part, "pieces")]
+        for part in concerned:
+            part.pieces = pieces
+        try:
+            yield pieces
+        finally:
+            for part in concerned:
+                del part.pieces
+
     def lay_out_weights(self, training):
         """Put the convolutions' weights into the order that suits ``training`` or inference.
 
@@ -63,7 +79,7 @@ class LayerStack(nn.Sequential):
         for stage in self._stages:
             if isinstance(stage, ConvStage) and stage.takes_onednn:
                 weight = stage.conv.weight
-                own = training and weight.device.type == "cpu"
+                own = training and weight.device.type == "cpu" and favours_onednn()
                 layout = torch.contiguous_format if own else torch.channels_last
                 weight.data = weight.data.contiguous(memory_format=layout)
 

@@ -844,12 +844,12 @@ def error_of(capsys, *arguments):
         (["photos", *NETWORK, "-o", "features.xls"], "must end in .npz, .csv, .parquet"),
         (
             ["photos", *NETWORK, "-o", "no/where/f.npz"],
-            "no/where/f.npz.partial: can't be written: no such file",
+            "no/where: no such folder to write f.npz to",
         ),
         (["photos", *NETWORK, "-o", "folder.npz"], "folder.npz: is a folder"),
         (
             ["photos", *NETWORK, "-o", "nets.py/f.npz"],
-            "f.npz.partial: can't be written: not a directory",
+            "nets.py: no such folder to write f.npz to",
         ),
         (["photos", *NETWORK, "--layer", "9"], "its layers are: 0, 1, 2, 3, 4, 5"),
         (["photos", *NETWORK, "--layer", "-9"], "layer=-9"),

@@ -20,6 +20,7 @@ from sklearn.utils import get_tags
 from torch import nn
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv._estimators import feature_extractor
 from sklconv._networks import layer_choice
 
 IMAGES, DIGITS = load_digits(n_class=4, return_X_y=True)
@@ -336,6 +337,19 @@ def test_a_search_over_ways_to_choose():
     search = GridSearchCV(model, grid, cv=3, error_score="raise").fit(X, y)
     assert search.best_params_ == {"convfeatureextractor__layer": "auto"}
     assert search.score(X_new, y_new) > 0.8
+
+
+@pytest.mark.parametrize("worth_a_row", [0, 1e30])
+def test_memory_keeps_each_pooling_by_itself(worth_a_row, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_extractor, "WORTH_A_ROW", worth_a_row)
+    ways = [
+        {"layer": "auto"},
+        *({"layer": "stage1", "pool": p} for p in ("avg", "max", "flatten")),
+    ]
+    for way in ways * 2:
+        expected = ConvFeatureExtractor(Stages(), **way).fit(X, y).transform(X_new)
+        kept = ConvFeatureExtractor(Stages(), memory=tmp_path, **way).fit(X, y)
+        assert_allclose(kept.transform(X_new), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_onnxruntime_computes_what_was_chosen():

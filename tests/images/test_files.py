@@ -396,7 +396,7 @@ def test_looks_at_the_first_entry_only():
 
 @pytest.fixture
 def four_threads(monkeypatch):
-    monkeypatch.setattr(files.joblib, "cpu_count", lambda: 4)
+    monkeypatch.setattr(files, "_n_threads", lambda: 4)
 
 
 # Bad files.
@@ -810,6 +810,31 @@ def test_the_next_batch_is_read_meanwhile_and_no_further():
         wait_until(lambda ahead=ahead: len(reader.calls) == ahead)
         time.sleep(0.002)
         assert sorted(reader.calls) == list(range(ahead))
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "device", "ahead"), [(1, "cpu", 0), (2, "cpu", 4), (1, "cuda", 4)]
+)
+def test_one_thread_takes_turns_with_a_network_on_the_cpu(n_threads, device, ahead, monkeypatch):
+    monkeypatch.setattr(files, "_n_threads", lambda: n_threads)
+    images, reader = numbered(20)
+    for number, batch in enumerate(images.arrays(cuts(20, 4), device)):
+        assert batch[:, 0, 0, 0].tolist() == list(range(20))[4 * number : 4 * number + 4]
+        n_read = min(4 * (number + 1) + ahead, 20)
+        wait_until(lambda n_read=n_read: len(reader.calls) == n_read)
+        time.sleep(0.002)
+        assert len(reader.calls) == n_read
+
+
+@pytest.mark.parametrize(("torchs", "cores", "n"), [(1, 8, 1), (8, 1, 1), (2, 8, 2), (9, 9, 4)])
+def test_there_are_no_more_threads_than_torch_has_and_cores_are_there(
+    torchs, cores, n, monkeypatch
+):
+    monkeypatch.setattr(files.torch, "get_num_threads", lambda: torchs)
+    monkeypatch.setattr(files.joblib, "cpu_count", lambda: cores)
+    images, reader = numbered(40, delay=0.001)
+    list(images.arrays(cuts(40, 20)))
+    assert 1 <= len(reader.threads - {threading.get_ident()}) <= n
 
 
 def test_an_error_is_raised_at_its_own_batch():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
 from sklconv._images import sources, statistics
 from sklconv._images.forms import ImageFormat
 from sklconv._images.sources import ImageArray, as_tensor
@@ -739,3 +739,16 @@ def test_channel_statistics_in_chunks(dtype, monkeypatch):
     monkeypatch.setattr(statistics, "CACHE_BYTES", 1)
     for came, expected in zip(channel_statistics(ImageArray(images)), whole, strict=True):
         np.testing.assert_allclose(came, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(12, 16, 3), (12, 16, 4)])
+def test_a_single_colour_photo_is_no_batch_of_narrow_ones(shape, timm):
+    photo = np.zeros(shape, np.uint8)
+    backbone = Backbone("timm/resnet10t", weights=None)
+    with pytest.raises(ValueError, match=r"looks like a single colour image: pass X\[None\]"):
+        ConvFeatureExtractor(backbone).fit(photo)
+    extractor = ConvFeatureExtractor(backbone, image_shape=shape[1:]).fit(photo)
+    assert extractor.image_shape_ == (1, *shape[1:])
+    # Other networks may be made for such.
+    extractor = ConvFeatureExtractor(nn.Sequential(nn.Conv2d(1, 4, 3)), layer="0").fit(photo)
+    assert extractor.image_shape_ == (1, *shape[1:])

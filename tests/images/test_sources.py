@@ -12,7 +12,14 @@ from sklconv import ConvFeatureExtractor, ConvNetClassifier
 from sklconv._images import sources, statistics
 from sklconv._images.files import ImageFiles
 from sklconv._images.forms import ImageFormat
-from sklconv._images.sources import ImageArray, ImageSource, ImageTensor, as_tensor, slices
+from sklconv._images.sources import (
+    ImageArray,
+    ImageSource,
+    ImageTensor,
+    KeptImages,
+    as_tensor,
+    slices,
+)
 from sklconv._images.statistics import channel_statistics
 from sklconv.layers import Conv, Dense
 
@@ -76,6 +83,8 @@ SOURCES = {
     "rows of rows": lambda images: (
         ImageArray(images[::-1]).take(ROWS[::-1]).take(np.argsort((N - 1 - ROWS)[::-1]))
     ),
+    "kept files": lambda images: KeptImages(as_files(images)),
+    "kept blocks": lambda images: KeptImages(Blocks(images)),
     "rows of files": lambda images: as_files(images[::-1]).take(slice(None, None, -1)),
     "tensor": lambda images: ImageTensor(torch.from_numpy(images)),
     "files": as_files,

@@ -8,11 +8,12 @@ import torch
 from search_convolutions import able_precisions, search
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
 from sklconv._platform.layouts import as_channels_first, as_channels_last, risks_of
-from sklconv.layers import Conv, GlobalAvgPool
+from sklconv.layers import Conv, Dropout, GlobalAvgPool, MaxPool
 
 
 def test_random_convolutions_agree_with_float64():
@@ -180,3 +181,41 @@ def test_convolutions_may_be_called_in_any_way(kind):
     features = ConvFeatureExtractor(net, layer="1").fit_transform(X)
     with torch.no_grad():
         np.testing.assert_allclose(features, net(torch.from_numpy(X)), rtol=1e-4, atol=1e-5)
+
+
+class _SeenFunctions(TorchDispatchMode):
+    """Records which functions were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.functions.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_is_the_same_in_either_layout(channels, monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(64, channels, 12, 11)).astype(np.float32), np.arange(64) % 3
+    layers = [
+        ("conv1", Conv(6, 3)),
+        ("pool1", MaxPool(2)),
+        ("conv2", Conv(8, 3, padding="same")),
+        ("pool2", MaxPool(2)),
+        ("drop", Dropout(0.25)),
+    ]
+    losses, probabilities, took_onednn = [], [], []
+    for favours in (True, False):
+        for place in ("_conv", "_stack"):
+            name = f"sklconv.layers.{place}.favours_onednn"
+            monkeypatch.setattr(name, lambda favours=favours: favours)
+        with _SeenFunctions() as seen:
+            clf = ConvNetClassifier(layers, max_epochs=3, lr=0.01, random_state=0).fit(X, y)
+            probabilities.append(clf.predict_proba(X))
+        losses.append([epoch["train_loss"] for epoch in clf.history_])
+        took_onednn.append(torch.ops.aten.to_mkldnn.default in seen.functions)
+    assert took_onednn == [torch.backends.mkldnn.is_available(), False]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    np.testing.assert_allclose(probabilities[0], probabilities[1], atol=1e-4)

@@ -1,0 +1,1 @@
+"""Trained networks and features, kept between fits in a folder."""

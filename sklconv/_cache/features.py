@@ -1,0 +1,177 @@
+"""Features: of costly networks an image at a time, of others all that a call gives."""
+
+import sqlite3
+from contextlib import closing
+from hashlib import blake2b
+
+import numpy as np
+
+from .._images.sources import slices
+from .._platform.digests import digest_of
+from .folder import CHECKSUM_BYTES, checksum_of, circumstances, say, versions
+
+# Multiply-adds an image from which on a pass costs more than to look a row up.
+WORTH_A_ROW = 2e7
+
+# Rows looked up at a time.
+LOOKED_UP = 256
+
+
+class KeptFeatures:
+    """Features of a fitted network, computed where a folder does not have them.
+
+    Parameters
+    ----------
+    folder : Folder
+    network : ImageNetwork
+    tap_set : TapSet
+    precision : {"float32", "bfloat16"}
+    engines : sequence of str
+        Those whose features serve; the first is the one that computes.
+    images : ImageSource
+
+    Raises
+    ------
+    Undigestible
+    """
+
+    def __init__(self, folder, network, tap_set, precision, engines, images):
+        self.folder, self.tap_set, self.engines, self.images = folder, tap_set, engines, images
+        made_by = network.prepare, network.body, precision, str(network.device)
+        self.base = digest_of((made_by, versions()))
+        self.digests = images.digests()
+
+    def whole(self, compute):
+        """Return features as an earlier call with equal images has left them, to the bit.
+
+        Parameters
+        ----------
+        compute : callable
+            Takes rows, an array of int or None for all; yields batches of features.
+        """
+        images = b" ".join(digest or b"none" for digest in self.digests)
+        taps = self.tap_set.taps, self.tap_set.pools
+        made_by = self.base, taps, self.engines[0], images, circumstances()
+        name = f"features/{digest_of(made_by)}"
+        features = self.folder.load(name)
+        if features is None:
+            features = np.concatenate(list(compute(None)))
+            if not self.images.bad:  # what can't be read now may be later
+                self.folder.keep(name, features)
+        return features
+
+    def by_row(self, compute):
+        """Return features of which each image's are kept by themselves, equal to rounding.
+
+        ``compute`` is as in `whole`.
+        """
+        digests = self.digests
+        features = np.empty((len(digests), self.tap_set.n_features), np.float32)
+        missing = self._in_table(self._read, digests, features)
+        if missing is None:
+            missing = np.arange(len(digests))
+        start = 0
+        for batch in compute(missing) if len(missing) else ():
+            rows = missing[start : start + len(batch)]
+            features[rows] = batch
+            for row, _, _ in self.images.bad or ():
+                digests[row] = None  # it may be read another time
+            self._in_table(self._write, [digests[row] for row in rows], batch)
+            start += len(batch)
+        return features
+
+    def _in_table(self, action, *args):
+        def act():
+            with closing(_Table(self.folder.path / "rows.sqlite")) as table:
+                return action(table, *args)
+
+        return self.folder.attempt(act)
+
+    def _read(self, table, digests, features):
+        """Fill in the rows that are kept; return the numbers of the others."""
+        missing = np.zeros(len(digests), bool)
+        for cut in slices(len(digests), LOOKED_UP):
+            keys = self._keys(digests[cut])
+            found = table.read([key for several in keys for of_row in several for key in of_row])
+            for columns, several in zip(self._columns(features[cut]), keys, strict=True):
+                for row, of_row in enumerate(several):
+                    kept = next((found[key] for key in of_row if key in found), None)
+                    if kept is None or len(kept) != 4 * columns.shape[1]:
+                        missing[cut.start + row] = True
+                    else:
+                        columns[row] = np.frombuffer(kept, np.float32)
+        return np.flatnonzero(missing)
+
+    def _write(self, table, digests, features):
+        rows = {}
+        keys = self._keys(digests)
+        for columns, several in zip(self._columns(features), keys, strict=True):
+            for row, of_row in zip(columns, several, strict=True):
+                if of_row:
+                    rows[of_row[0]] = row.tobytes()
+        table.write(rows)
+
+    def _columns(self, features):
+        """Yield the columns of each layer."""
+        start = 0
+        for layer in self.tap_set.tapped:
+            yield features[:, start : start + layer.n_features]
+            start += layer.n_features
+
+    def _keys(self, digests):
+        """Return for each layer, for each image, the keys that serve."""
+        keys = []
+        for layer in self.tap_set.tapped:
+            how = self.base, layer.tap, layer.pool
+            bases = [digest_of((*how, engine)).encode() for engine in self.engines]
+            keys.append([[_key(base, d) for base in bases if d is not None] for d in digests])
+        return keys
+
+
+def _key(base, digest):
+    return blake2b(base + digest, digest_size=16).digest()
+
+
+class _Table:
+    """Rows of bytes in a database that several processes read and write."""
+
+    def __init__(self, path):
+        self.path = path
+        self.database = sqlite3.connect(path, timeout=60, isolation_level=None)
+        try:
+            self.database.execute("PRAGMA journal_mode = WAL")
+            self.database.execute("PRAGMA synchronous = NORMAL")
+            # A table without row numbers would be written at a fifth of the speed.
+            self.database.execute("CREATE TABLE IF NOT EXISTS kept (key BLOB, row BLOB)")
+            self.database.execute("CREATE UNIQUE INDEX IF NOT EXISTS keys ON kept (key)")
+        except sqlite3.DatabaseError as error:
+            self.database.close()
+            if not isinstance(error, sqlite3.OperationalError):  # it is damaged
+                path.unlink(missing_ok=True)
+            raise
+
+    def close(self):
+        self.database.close()
+
+    def read(self, keys):
+        """Return a dict: those of ``keys`` that are there, and their rows."""
+        found = {}
+        for cut in slices(len(keys), LOOKED_UP):
+            some = keys[cut]
+            marks = ",".join("?" * len(some))
+            query = f"SELECT key, row FROM kept WHERE key IN ({marks})"
+            for key, row in self.database.execute(query, some):
+                if checksum_of(row[CHECKSUM_BYTES:]) == row[:CHECKSUM_BYTES]:
+                    found[key] = row[CHECKSUM_BYTES:]
+                else:
+                    say(f"{self.path} is damaged: a row of it is computed anew")
+        return found
+
+    def write(self, rows):
+        """Keep ``rows``, a dict."""
+        with self.database:
+            self.database.execute("BEGIN IMMEDIATE")
+            self.database.executemany(
+                "INSERT OR REPLACE INTO kept VALUES (?, ?)",
+                [(key, checksum_of(row) + row) for key, row in rows.items()],
+            )
