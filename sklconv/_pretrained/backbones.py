@@ -31,7 +31,6 @@ from .weights import load_weights
 USUAL_SIZE = (224, 224)
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct", "crop_mode")
-CROPPING = ("interpolation", "crop_pct", "crop_mode")
 
 
 class Backbone(SuggestingEstimator):
@@ -197,7 +196,7 @@ class Backbone(SuggestingEstimator):
         padded_with_mean = self.crop_mode == "border" and self.mean is not None
         low, high = self.value_range or (0, 1)
         return Fitting(
-            **{name: getattr(self, name) for name in CROPPING},
+            **{name: getattr(self, name) for name in ("interpolation", "crop_pct", "crop_mode")},
             fill=border_fill(self.mean) if padded_with_mean else (0.0,),
             value_range=(low, high),
         )
@@ -225,14 +224,7 @@ class Backbone(SuggestingEstimator):
                     f"Backbone: {name} has {len(values)} values, but the network takes "
                     f"{channels} channels"
                 )
-        return PrepareForWeights(
-            channels,
-            self.size,
-            self.mean,
-            self.std,
-            self.fitting if self.size else None,
-            self.value_range,
-        )
+        return PrepareForWeights(channels, self)
 
 
 def file_options(module, X, reader=None, on_bad_image="raise"):
@@ -280,9 +272,7 @@ def _stop(convolution, inputs, _):
 def _n_channels(backbone):
     """Return how many channels a resolved backbone takes; 3 where that is not known."""
     network = backbone.network
-    if isinstance(network, str):  # the libraries' networks take colour
-        return 3
-    if not isinstance(network, nn.Module):
+    if callable(network) and not isinstance(network, nn.Module):
         with seeded_global_states(0):  # random weights are drawn anew when they are used
             network = backbone.load()
     return backbone.preparation(network).channels or 3
@@ -295,20 +285,22 @@ class PrepareForWeights(nn.Module):
     std: torch.Tensor
     low: float
     high: float
+    fitting: Any  # None: images are neither resized nor cropped
     largest = None  # nothing is learnt at fit
 
-    def __init__(self, channels, size, mean, std, fitting, value_range):
+    def __init__(self, channels, backbone):
         super().__init__()
-        self.channels, self.size = channels, size
-        self.fitting = fitting  # None: images are neither resized nor cropped
-        self.value_range = value_range
-        self.low, self.high = value_range or (0, 1)
-        self.standardize = mean is not None
+        self.channels, self.size = channels, backbone.size
+        self.fitting = backbone.fitting if self.size else None
+        self.value_range = backbone.value_range
+        self.low, self.high = self.value_range or (0, 1)
+        self.standardize = backbone.mean is not None
         # Else nobody knows what pixels span that are not uint8.
-        self.has_range = self.standardize or value_range is not None
+        self.has_range = self.standardize or self.value_range is not None
         if self.standardize:
-            self.register_buffer("mean", torch.tensor([*mean]).float().view(1, -1, 1, 1))
-            self.register_buffer("std", torch.tensor([*std]).float().view(1, -1, 1, 1))
+            for name in ("mean", "std"):
+                values = torch.tensor([*getattr(backbone, name)])
+                self.register_buffer(name, values.float().view(1, -1, 1, 1))
 
     def leave_size(self):
         """Take images as they are: they were resized and cropped as they were read."""
