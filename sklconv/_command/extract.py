@@ -110,9 +110,11 @@ def _begin(results, extractor, photos, arguments, probe):
         "--engine": extractor.engine,
         "the device": str(extractor.module_.device),
         "the software": {},
-        "the network": _digest_of(extractor.module_),
+        "the network": None,
         "the photos": photos_digest(photos),
     }
+    with suppress(Undigestible):  # the probe has to tell then
+        settings["the network"] = digest_of(extractor.module_)
     for name in (*SOFTWARE, *(["onnxruntime"] if extractor.engine == "onnxruntime" else [])):
         with suppress(PackageNotFoundError):
             settings["the software"][name] = version(name)
@@ -124,13 +126,6 @@ def _begin(results, extractor, photos, arguments, probe):
         )
     elif results.n_rows and not arguments.quiet:
         say(f"resuming after {results.n_rows:,} photos")
-
-
-def _digest_of(network):
-    try:
-        return digest_of(network)
-    except Undigestible:
-        return None  # the probe has to tell
 
 
 def _probe(extractor):
