@@ -49,6 +49,7 @@ OPTIONAL = {
     "pandas",
     "polars",
     "pyarrow",
+    "skl2onnx",
     "tensorflow",
     "timm",
     "torchvision",
@@ -117,6 +118,7 @@ def test_the_names_of_the_package():
         "SpatialDropout",
     }
     assert "load_mnist" in public_names("sklconv.datasets")
+    assert public_names("sklconv.onnx") == ["to_onnx"]
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", sklconv.__version__)
 
 
