@@ -178,7 +178,7 @@ class SessionRun:
 
     def _make(self, graphs, key, images):
         """Return a new session that has been tried with ``images``."""
-        with _not_exportable():
+        with not_exportable():
             pixels = self.network.prepare(images)
             if key not in graphs:
                 graphs[key] = Graph(self.network, pixels, by_tracing=key[1])
@@ -221,7 +221,7 @@ def try_session(session, tap_set, images, prepare, in_torch):
         Makes of images the features.
     """
     for n in TRIED:
-        with _not_exportable():
+        with not_exportable():
             wanted = in_torch(images[:n]).float()
         came = _run(session, prepare(images[:n])).float()
         if came.shape != wanted.shape:
@@ -278,7 +278,7 @@ def _version(value):
 
 
 @contextmanager
-def _not_exportable():
+def not_exportable():
     """Have every error, also of users' code, say that a network can't be computed so."""
     try:
         yield

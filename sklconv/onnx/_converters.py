@@ -74,7 +74,7 @@ def _parse_classifier(scope, model, inputs, custom_parsers=None):
     from skl2onnx.sklapi import CastTransformer
 
     check_is_fitted(model)
-    if isinstance(inputs[0].type, DoubleTensorType):
+    if len(inputs) == 1 and isinstance(inputs[0].type, DoubleTensorType):
         # Probabilities would be float64 as well, of which skl2onnx can't make a list of dicts.
         inputs = _parse_sklearn(scope, CastTransformer(dtype=np.float32), inputs)
     return _parse_sklearn_classifier(scope, model, inputs, custom_parsers)
@@ -151,4 +151,23 @@ def _add_network(scope, operator, container):
     container.nodes.extend(graph.node)
     container.initializers.extend(graph.initializer)
     container.node_domain_version_pair_sets.add(("", opset))
+    container.ensure_topological_order = _sorting(container, container.ensure_topological_order)
     return outputs
+
+
+def _sorting(container, sort):
+    """Return a function that sorts a container's nodes by ``sort``, skl2onnx's own.
+
+    That one looks in vain for what puts out an input that a node leaves out, whose name is "".
+    """
+
+    def sort_all():
+        inputs = [node.input for node in container.nodes]
+        holes = [(names, i) for names in inputs for i, name in enumerate(names) if not name]
+        for names, i in holes:
+            names[i] = container.inputs[0].name
+        sort()
+        for names, i in holes:
+            names[i] = ""
+
+    return sort_all

@@ -9,7 +9,7 @@ from torch import nn
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import output_taps
 from .._engines.graph import PIXELS, Graph, NotExportable, by_either_exporter, export
-from .._engines.runtime import start_session, try_session
+from .._engines.runtime import not_exportable, start_session, try_session
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.devices import without_autocast
 
@@ -79,6 +79,7 @@ class _ImagesToPixels(nn.Module):
         return self.prepare(self.channels_first(x))
 
 
+@not_exportable()
 def _tried_graph(network, tap_set, pool, way, images, by_tracing):
     front = _ImagesToPixels(network.prepare, way)
     x = front.channels_first(images)

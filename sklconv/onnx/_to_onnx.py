@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,9 @@ def _converted(model, shape, dtype):
 
     def convert(kind):
         example = np.zeros(shape, kind)
-        return skl2onnx.to_onnx(model, example, target_opset=OPSET, options=_options(model))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of attributes that skl2onnx reads
+            return skl2onnx.to_onnx(model, example, target_opset=OPSET, options=_options(model))
 
     if dtype == np.uint8:
         try:
