@@ -441,7 +441,9 @@ def test_all_examples_in_docstrings_are_collected():
         *("-c", os.devnull, "-p", "no:cacheprovider"),
         *("--doctest-modules", "--collect-only", "-q", str(PACKAGE)),
     )
-    collected = re.findall(r"^\S+::\S*?\.([A-Z]\w*|load_\w+)$", result.stdout, re.MULTILINE)
+    collected = re.findall(
+        r"^\S+::\S*?\.([A-Z]\w*|load_\w+|to_onnx)$", result.stdout, re.MULTILINE
+    )
     expected = [name for module in MODULES for name in docstrings_with_examples(module)]
     assert len(expected) >= 15
     assert sorted(collected) == sorted(expected)
