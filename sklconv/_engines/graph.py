@@ -28,12 +28,12 @@ PIXELS, FEATURES = "pixels", "features"
 
 # Filters of warnings, and what the exporter notes of a trace, are one for all threads; and a fork
 # waits, for in a child that is made amid an export no other could begin.
-_exporting = threading.RLock()
+exporting = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_exporting.acquire,
-        after_in_parent=_exporting.release,
-        after_in_child=_exporting.release,
+        before=exporting.acquire,
+        after_in_parent=exporting.release,
+        after_in_child=exporting.release,
     )
 
 
@@ -178,7 +178,7 @@ def export(module, examples, input_names, output_names, *, by_tracing=True):
     names = {"input_names": input_names, "output_names": output_names, "opset_version": OPSET}
     # Tensors of a caller's inference mode can't be traced. With gradients, torch leaves out the
     # attention in one piece, which has no ONNX operator.
-    with _exporting, torch.inference_mode(False), torch.enable_grad(), _silence():
+    with exporting, torch.inference_mode(False), torch.enable_grad(), _silence():
         examples = tuple(example.clone() for example in examples)
         try:
             if by_tracing:

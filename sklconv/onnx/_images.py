@@ -8,7 +8,14 @@ from torch import nn
 
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import output_taps
-from .._engines.graph import PIXELS, Graph, NotExportable, by_either_exporter, export
+from .._engines.graph import (
+    PIXELS,
+    Graph,
+    NotExportable,
+    by_either_exporter,
+    export,
+    exporting,
+)
 from .._engines.runtime import not_exportable, start_session, try_session
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.devices import without_autocast
@@ -42,7 +49,7 @@ def image_graph(estimator, shape, dtype):
     network = copy.deepcopy(estimator.module_).cpu().eval()
     images = _some_images(network.prepare, (N_EXAMPLES, *shape), dtype)
     try:
-        with torch.inference_mode(), without_autocast(images.device):
+        with exporting, torch.inference_mode(), without_autocast(images.device):
             return by_either_exporter(
                 lambda by_tracing: _tried_graph(network, tap_set, pool, way, images, by_tracing)
             )

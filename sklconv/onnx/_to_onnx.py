@@ -14,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from .._engines.graph import OPSET
+from .._engines.graph import OPSET, exporting
 from .._estimators.classifier import ConvNetClassifier
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.files import replacing
@@ -117,7 +117,7 @@ def _converted(model, shape, dtype):
 
     def convert(kind):
         example = np.zeros(shape, kind)
-        with warnings.catch_warnings():
+        with exporting, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of attributes that skl2onnx reads
             return skl2onnx.to_onnx(model, example, target_opset=OPSET, options=_options(model))
 

@@ -439,13 +439,13 @@ def test_options_of_skl2onnx():
 
 
 def test_threads_at_once():
-    models = [digits_net(), extractor().fit(PHOTOS)] * 2
-    given, graphs = [X, PHOTOS] * 2, [None] * 4
+    models = [digits_net(), extractor().fit(PHOTOS)] * 4
+    given, graphs = [X, PHOTOS] * 4, [None] * 8
 
     def work(i):
         graphs[i] = to_onnx(models[i], X=given[i])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
