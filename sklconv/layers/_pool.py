@@ -48,7 +48,7 @@ class _Pool(Layer):
                 f"of {by(image)} pixels; take a smaller size, or leave the layer out"
             ) from None
         if self.ceil_mode:
-            # Where it changes nothing, ONNX could still count a window that starts behind the edge.
+            # Where that changes nothing, ONNX could still count a window behind the edge.
             with suppress(RuntimeError):
                 plain, plain_output = self._pool(shape, size, stride, False)
                 module = plain if plain_output == output else module
