@@ -354,7 +354,8 @@ class PrepareForWeights(nn.Module):
         )
 
     def _resized(self, x):
-        spans = self.fitting.spans(x.shape[2:], self.size)
+        size = [int(n) for n in x.shape[2:]]  # torch's exporter makes tensors of them
+        spans = self.fitting.spans(size, self.size)
         interpolation = self.fitting.interpolation
         # First the cut: most of a photograph's pixels need not become floats.
         x = part_needed(x, spans, interpolation)
@@ -373,7 +374,7 @@ class PrepareForWeights(nn.Module):
             return x
         fill = torch.tensor(self.fitting.fill, device=x.device).view(1, -1, 1, 1)
         channels = max(x.shape[1], fill.shape[1])
-        padded = fill.expand(len(x), channels, rows.target, columns.target).contiguous()
+        padded = fill.expand(x.shape[0], channels, rows.target, columns.target).contiguous()
         padded[:, :, rows.kept, columns.kept] = x
         return padded
 

@@ -1,5 +1,6 @@
 """Pooling."""
 
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -39,14 +40,23 @@ class _Pool(Layer):
                 f"a window of {by(size)} is larger than its input of {by(image)} pixels; "
                 "take a smaller size, or leave the layer out"
             )
-        module = self.torch_classes[0](size, stride=stride, ceil_mode=self.ceil_mode)
         try:
-            return module, tuple(module(torch.empty(shape, device="meta")).shape)
+            module, output = self._pool(shape, size, stride, self.ceil_mode)
         except RuntimeError:
             raise ValueError(
                 f"a window of {by(size)} and a stride of {by(stride)} fit nowhere on its input "
                 f"of {by(image)} pixels; take a smaller size, or leave the layer out"
             ) from None
+        if self.ceil_mode:
+            # Where that changes nothing, ONNX could still count a window behind the edge.
+            with suppress(RuntimeError):
+                plain, plain_output = self._pool(shape, size, stride, False)
+                module = plain if plain_output == output else module
+        return module, output
+
+    def _pool(self, shape, size, stride, ceil_mode):
+        module = self.torch_classes[0](size, stride=stride, ceil_mode=ceil_mode)
+        return module, tuple(module(torch.empty(shape, device="meta")).shape)
 
     def _window(self, image):
         return as_pair(self.size, "size")
