@@ -121,13 +121,14 @@ def _add_extract(commands):
         action="extend",
         type=_layers,
         help="name, glob or negative index of a layer; separate several by commas, or repeat the "
-        "option (default: penultimate, what goes into the classifier)",
+        "option; or auto: those that tell the photos' classes apart (default: penultimate, what "
+        "goes into the classifier)",
     )
     pool = (
         "how feature maps and tokens are reduced: means, maxima, all values kept, or the class "
-        "token (default: avg)"
+        "token; auto: means, with --layer auto means or all values (default: auto)"
     )
-    add("--pool", default="avg", choices=["avg", "max", "flatten", "cls"], help=pool)
+    add("--pool", default="auto", choices=["auto", "avg", "max", "flatten", "cls"], help=pool)
     _add_network_options(add, "pretrained")
     for name in ("mean", "std"):
         text = f"{name} of each channel, for pixels in [0, 1] {WANTED}"

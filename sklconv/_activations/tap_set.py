@@ -1,10 +1,13 @@
 """The layers that an extractor taps, and the features that come of them."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
+from .candidates import candidate_taps
 from .pooling import Reading, feature_names, pooled, read_activation
 from .taps import (
     NETWORK_OUTPUT,
@@ -16,14 +19,22 @@ from .taps import (
 )
 from .tracing import trace_layers
 
+# As many values of an image "auto" takes as they are, where they serve better than their means.
+MAX_FLATTENED = 2**14
+
 
 @dataclass(frozen=True)
 class TappedLayer:
-    """A tap, how its activation is read, and the number of its features."""
+    """A tap, how its activation is read and pooled, and the number of its features."""
 
     tap: Tap
     reading: Reading
+    pool: str | Callable
     n_features: int
+
+    def pooled(self, activation, n):
+        """Return one vector for each of ``n`` images."""
+        return pooled(activation, self.reading, self.pool, n)
 
 
 @dataclass(frozen=True)
@@ -47,23 +58,26 @@ class TapSet:
         return [layer.tap.name for layer in self.tapped]
 
     @property
+    def pools(self):
+        """How each of them is pooled."""
+        return [layer.pool for layer in self.tapped]
+
+    @property
     def n_features(self):
         return sum(layer.n_features for layer in self.tapped)
 
-    def names(self, pool):
-        """Return the names of all features, pooled so."""
+    def names(self):
+        """Return the names of all features."""
         return [
             name
             for layer in self.tapped
-            for name in feature_names(layer.reading, pool, layer.n_features)
+            for name in feature_names(layer.reading, layer.pool, layer.n_features)
         ]
 
-    def compute(self, network, x, precision, pool):  # (N, C, H, W) -> (N, n_features)
-        activations = network.activations(self.taps, self.deepest, x, precision)
-        columns = [
-            pooled(activation, layer.reading, pool, len(x))
-            for activation, layer in zip(activations, self.tapped, strict=True)
-        ]
+    def compute(self, network, x, precision):  # (N, C, H, W) -> (N, n_features)
+        taps = list(dict.fromkeys(self.taps))  # candidates are one layer pooled in two ways
+        found = dict(zip(taps, network.activations(taps, self.deepest, x, precision), strict=True))
+        columns = [layer.pooled(found[layer.tap], len(x)) for layer in self.tapped]
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
@@ -82,22 +96,66 @@ def place_taps(layer, pool, network, trace, images, penultimate):
         As `penultimate_tap` returns it.
     """
     taps = resolve_taps(layer, trace, penultimate)
-    tapped = tuple(_tapped_layer(tap, pool, network, trace, images) for tap in taps)
-    deepest = find_deepest(taps, trace.calls)
-    return TapSet(tapped, deepest, multiply_adds(trace.calls, deepest))
+    return tap_set([_tapped_layer(tap, pool, network, trace, images) for tap in taps], trace)
+
+
+def place_candidates(pool, network, trace, images, penultimate):
+    """Return the `TapSet` that ``layer="auto"`` chooses from; parameters as of `place_taps`.
+
+    With ``pool="auto"`` a layer may be in it twice, first with all values of its maps, then with
+    their means. What can't be pooled, or has not one row an image, is left out.
+    """
+    taps, reason = candidate_taps(trace, penultimate), ""
+    tapped: list[TappedLayer] = []
+    more = torch.cat([images, images[:1]])
+    for tap, activation in zip(taps, _activations(taps, network, trace, more), strict=True):
+        try:
+            layer = _tapped_layer(tap, pool, network, trace, images)
+            layer.pooled(activation, len(more))
+        except Exception as error:  # also of a callable, which may be for some layers only
+            reason = f": {error}"
+        else:
+            tapped += _both_ways(layer) if pool == "auto" else [layer]
+    if not tapped:
+        raise ValueError(f"layer='auto' finds no layer in front of the output to tap{reason}")
+    return tap_set(tapped, trace)
+
+
+def _activations(taps, network, trace, images):
+    if not taps:
+        return []
+    with torch.no_grad():
+        return network.activations(taps, find_deepest(taps, trace.calls), images)
+
+
+def _both_ways(layer):
+    shape, n_values = layer.reading.shape, prod(layer.reading.shape)
+    if len(shape) == 1:
+        return [layer]
+    means = replace(layer, pool="avg")
+    if not layer.n_features < n_values <= MAX_FLATTENED:
+        return [means]
+    return [replace(layer, pool="flatten", n_features=n_values), means]
+
+
+def tap_set(tapped, trace):
+    """Return the `TapSet` of these layers of the network that was traced."""
+    deepest = find_deepest([layer.tap for layer in tapped], trace.calls)
+    return TapSet(tuple(tapped), deepest, multiply_adds(trace.calls, deepest))
 
 
 @functools.cache
 def output_taps(n_outputs):
     """Return the `TapSet` of a network's output, a row of ``n_outputs`` an image."""
     reading = Reading(NETWORK_OUTPUT.name, (n_outputs,))
-    return TapSet((TappedLayer(NETWORK_OUTPUT, reading, n_outputs),), NETWORK_OUTPUT)
+    return TapSet((TappedLayer(NETWORK_OUTPUT, reading, "auto", n_outputs),), NETWORK_OUTPUT)
 
 
 def _tapped_layer(tap, pool, network, trace, images):
     activation, axis = _activation(tap, network, trace, images)
     reading = read_activation(tap, activation, axis, pool, trace, network.body)
-    return TappedLayer(tap, reading, pooled(activation, reading, pool, len(images)).shape[1])
+    n_features = pooled(activation, reading, pool, len(images)).shape[1]
+    return TappedLayer(tap, reading, pool, n_features)
 
 
 def _activation(tap, network, trace, images):

@@ -51,10 +51,12 @@ def resolve_taps(layer, trace, penultimate):
         raise ValueError("layer=[] names no layer")
     taps = []
     for one in wanted:
+        if one == "auto" and one not in names:
+            raise ValueError(f"layer={layer!r}: 'auto' stands alone, not in a list")
         if isinstance(one, str) and one == "penultimate" and one not in names:
             taps.append(penultimate or _no_penultimate(trace))
         else:
-            taps += [_output_tap(name, trace.calls) for name in _matching(one, names, trace)]
+            taps += [output_tap(name, trace.calls) for name in _matching(one, names, trace)]
     return list(dict.fromkeys(taps))
 
 
@@ -73,7 +75,7 @@ def _matching(layer, names, trace):
     others = fnmatch.filter(trace.others, layer)
     if others:
         raise ValueError(_not_one_tensor(layer, others[0], names, trace))
-    raise ValueError(not_a_layer("layer", layer, names, "penultimate"))
+    raise ValueError(not_a_layer("layer", layer, names, "auto", "penultimate"))
 
 
 def _not_one_tensor(layer, name, names, trace):
@@ -86,7 +88,8 @@ def _not_one_tensor(layer, name, names, trace):
     )
 
 
-def _output_tap(name, calls):
+def output_tap(name, calls):
+    """Return the `Tap` on what the layer ``name`` puts out at its last call."""
     return Tap(name, name, sum(call.name == name for call in calls))
 
 
@@ -154,7 +157,7 @@ def _input_tap(last, calls):
         # The first that put it out so: dropout hands its input on, but ReLU may have written
         # into it since.
         if call.output is last.input and call.output_version == last.input_version:
-            return _output_tap(call.name, calls)
+            return output_tap(call.name, calls)
     n_calls = sum(call.name == last.name for call in calls)
     return Tap("penultimate", last.name, n_calls, of_input=True)
 

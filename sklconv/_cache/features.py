@@ -25,7 +25,6 @@ class KeptFeatures:
     folder : Folder
     network : ImageNetwork
     tap_set : TapSet
-    pool : str or callable
     precision : {"float32", "bfloat16"}
     engines : sequence of str
         Those whose features serve; the first is the one that computes.
@@ -36,9 +35,9 @@ class KeptFeatures:
     Undigestible
     """
 
-    def __init__(self, folder, network, tap_set, pool, precision, engines, images):
+    def __init__(self, folder, network, tap_set, precision, engines, images):
         self.folder, self.tap_set, self.engines, self.images = folder, tap_set, engines, images
-        made_by = network.prepare, network.body, pool, precision, str(network.device)
+        made_by = network.prepare, network.body, precision, str(network.device)
         self.base = digest_of((made_by, versions()))
         self.digests = images.digests()
 
@@ -52,8 +51,8 @@ class KeptFeatures:
         """
         if None in self.digests:
             return np.concatenate(list(compute(None)))
-        images = b"".join(self.digests)
-        made_by = self.base, self.tap_set.taps, self.engines[0], images, circumstances()
+        images, taps = b"".join(self.digests), (self.tap_set.taps, self.tap_set.pools)
+        made_by = self.base, taps, self.engines[0], images, circumstances()
         name = f"features/{digest_of(made_by)}"
         features = self.folder.load(name)
         if features is None:
@@ -124,7 +123,8 @@ class KeptFeatures:
         """Return for each layer, for each image, the keys that serve."""
         keys = []
         for layer in self.tap_set.tapped:
-            bases = [digest_of((self.base, layer.tap, e)).encode() for e in self.engines]
+            how = self.base, layer.tap, layer.pool
+            bases = [digest_of((*how, engine)).encode() for engine in self.engines]
             keys.append([[_key(base, d) for base in bases if d is not None] for d in digests])
         return keys
 

@@ -3,6 +3,7 @@
 from numbers import Integral
 
 import numpy as np
+from torch import nn
 
 from .._images.files import FileOptions, ImageFiles, item_digest
 from .._images.forms import check_images, holds_files
@@ -56,8 +57,12 @@ def _name(classifier, images, targets):
     if not isinstance(parameters["random_state"], (Integral, type(None))):
         raise Undigestible("its random_state is a generator, which each fit changes")
     parameters["device"] = str(resolve_device(classifier.device))
-    if isinstance(classifier.module, Backbone):
-        parameters["weights"] = _digest_of_weights(classifier.module.weights)
+    module = classifier.module
+    if isinstance(module, Backbone):
+        parameters["weights"] = _digest_of_weights(module.weights)
+        module = module.network
+    if isinstance(module, nn.Module):
+        parameters["learns"] = [parameter.requires_grad for parameter in module.parameters()]
     X, X_val = images
     data = [_digest_of_images(classifier, X, reset=True)]
     if X_val is not None:
@@ -65,7 +70,7 @@ def _name(classifier, images, targets):
     labels = [None if target is None else _plain(target) for target in targets]
     # Of our own class the package's version tells enough; that of its code takes long.
     kind = None if type(classifier).__module__ == "sklconv" else type(classifier)
-    key = digest_of((kind, parameters, data, labels, circumstances()), learning=True)
+    key = digest_of((kind, parameters, data, labels, circumstances()))
     return f"networks/{key}"
 
 

@@ -61,9 +61,17 @@ def extract(arguments):
 
 
 def _fit_extractor(arguments, photos):
+    layer, classes = arguments.layer or "penultimate", None
+    if layer == ["auto"]:
+        layer, classes = "auto", photos.classes
+        if "" in classes or len(photos.class_names) < 2:
+            raise CommandError(
+                "--layer auto chooses the layers that tell classes apart, so it needs a folder of "
+                "photos for each of two classes or more; name a layer instead"
+            )
     extractor = ConvFeatureExtractor(
         make_backbone(arguments),
-        layer=arguments.layer or "penultimate",
+        layer=layer,
         pool=arguments.pool,
         batch_size=arguments.batch_size,
         engine=arguments.engine,
@@ -71,7 +79,7 @@ def _fit_extractor(arguments, photos):
         on_bad_image="nan",
         random_state=0,  # random weights are the same in the run that goes on
     )
-    return extractor.fit(photos.paths)
+    return extractor.fit(photos.paths, classes)
 
 
 def _settle_engine(extractor, n_photos):
@@ -79,7 +87,7 @@ def _settle_engine(extractor, n_photos):
     is_open = extractor.engine == "auto"
     if is_open:
         taps, network = extractor._taps, extractor.module_
-        many = pays(network, taps, extractor.pool, network.precision, n_photos)
+        many = pays(network, taps, network.precision, n_photos)
         extractor.set_params(engine="onnxruntime" if many else "torch")
     try:
         return _probe(extractor)
@@ -94,7 +102,7 @@ def _begin(results, extractor, photos, arguments, probe):
     settings = {
         "--backbone": arguments.backbone,
         "--layer": extractor.layers_,
-        "--pool": arguments.pool,
+        "--pool": extractor.pools_,
         "--image-size": list(extractor.image_shape_),
         "--crop-pct": extractor.backbone_.crop_pct,
         "--crop-mode": extractor.backbone_.crop_mode,
@@ -102,9 +110,11 @@ def _begin(results, extractor, photos, arguments, probe):
         "--engine": extractor.engine,
         "the device": str(extractor.module_.device),
         "the software": {},
-        "the network": _digest_of(extractor.module_),
+        "the network": None,
         "the photos": photos_digest(photos),
     }
+    with suppress(Undigestible):  # the probe has to tell then
+        settings["the network"] = digest_of(extractor.module_)
     for name in (*SOFTWARE, *(["onnxruntime"] if extractor.engine == "onnxruntime" else [])):
         with suppress(PackageNotFoundError):
             settings["the software"][name] = version(name)
@@ -116,13 +126,6 @@ def _begin(results, extractor, photos, arguments, probe):
         )
     elif results.n_rows and not arguments.quiet:
         say(f"resuming after {results.n_rows:,} photos")
-
-
-def _digest_of(network):
-    try:
-        return digest_of(network)
-    except Undigestible:
-        return None  # the probe has to tell
 
 
 def _probe(extractor):

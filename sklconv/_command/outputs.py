@@ -5,14 +5,13 @@ import io
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from .._images.sources import CHUNK_BYTES, slices
 from .._platform.files import replacing
 from .errors import CommandError, writing
-from .photos import Photos
 
 # What to import, how to load an output, and which of its rows are those of good photos.
 TABLE = 'X, y = data.iloc[:, 2:], data["class"]'
@@ -37,27 +36,18 @@ SCORING_IMPORTS = [
 SCORE = "print(cross_val_score(LogisticRegression(max_iter=1000), X, y))"
 
 
-class FeatureTable(NamedTuple):
-    """What an output file holds: a row a photo."""
-
-    features: np.ndarray
-    names: list
-    photos: Photos
-
-
-def write_npz(file, table):
+def write_npz(file, features, names, photos):
     """Write the arrays ``features``, ``names``, ``paths`` and ``classes``."""
-    texts = {"names": table.names, "paths": table.photos.paths, "classes": table.photos.classes}
+    texts = {"names": names, "paths": photos.paths, "classes": photos.classes}
     arrays: dict[str, Any] = {key: np.array(values, np.str_) for key, values in texts.items()}
-    np.savez(file, features=table.features, **arrays)
+    np.savez(file, features=features, **arrays)
 
 
-def write_csv(file, table):
+def write_csv(file, features, names, photos):
     """Write a line a photo: path, class, features."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
-    _write_row(text, ["path", "class"], table.names)
-    photos = table.photos
-    for path, name, row in zip(photos.paths, photos.classes, table.features, strict=True):
+    _write_row(text, ["path", "class"], names)
+    for path, name, row in zip(photos.paths, photos.classes, features, strict=True):
         # As few digits as tell one float32 from all others.
         _write_row(text, [as_utf8(path), as_utf8(name)], row.astype(np.str_).tolist())
     text.detach()
@@ -70,21 +60,21 @@ def _write_row(file, texts, others=()):
     csv.writer(file, lineterminator="\n", quoting=quoting).writerow([*texts, *others])
 
 
-def write_parquet(file, table):
+def write_parquet(file, features, names, photos):
     """Write the columns path, class and one a feature."""
     pyarrow, parquet = import_pyarrow()
     text, number = pyarrow.string(), pyarrow.float32()
-    columns = [("path", text), ("class", text), *((name, number) for name in table.names)]
+    columns = [("path", text), ("class", text), *((name, number) for name in names)]
     schema = pyarrow.schema(columns)
-    group_size = max(1, CHUNK_BYTES // (4 * len(table.names)))
+    group_size = max(1, CHUNK_BYTES // (4 * len(names)))
     with parquet.ParquetWriter(file, schema) as writer:
-        for cut in slices(len(table.features), group_size):
+        for cut in slices(len(features), group_size):
             texts = [
                 [as_utf8(value) for value in values[cut]]
-                for values in (table.photos.paths, table.photos.classes)
+                for values in (photos.paths, photos.classes)
             ]
-            features = [pyarrow.array(column) for column in table.features[cut].T.copy()]
-            writer.write_table(pyarrow.table([*texts, *features], schema=schema))
+            numbers = [pyarrow.array(column) for column in features[cut].T.copy()]
+            writer.write_table(pyarrow.table([*texts, *numbers], schema=schema))
 
 
 WRITERS = {".npz": write_npz, ".csv": write_csv, ".parquet": write_parquet}
@@ -122,9 +112,8 @@ def check_output(output):
 
 def write_output(output, results, photos, names):
     """Write the features to the path ``output``, which gets its name when all is on the disk."""
-    table = FeatureTable(results.features(), names, photos)
     with writing(output), replacing(output, temporary=results.folder / "output") as file:
-        WRITERS[output.suffix.lower()](file, table)
+        WRITERS[output.suffix.lower()](file, results.features(), names, photos)
 
 
 def write_bad_list(output, bad):

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._activations.pooling import pooled
 from .._activations.taps import (
     NETWORK_OUTPUT,
     PRE_LOGITS,
@@ -28,17 +27,32 @@ PIXELS, FEATURES = "pixels", "features"
 
 # Filters of warnings, and what the exporter notes of a trace, are one for all threads; and a fork
 # waits, for in a child that is made amid an export no other could begin.
-_exporting = threading.RLock()
+exporting = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_exporting.acquire,
-        after_in_parent=_exporting.release,
-        after_in_child=_exporting.release,
+        before=exporting.acquire,
+        after_in_parent=exporting.release,
+        after_in_child=exporting.release,
     )
 
 
 class NotExportable(ValueError):
     """A network that can't become an ONNX graph."""
+
+
+def by_either_exporter(make, both=True):
+    """Return what ``make`` returns, called with True for the quick exporter, False for the other.
+
+    Raises `NotExportable` if it can do it with neither. The second takes too long to be of use
+    unasked: without ``both`` it is left out.
+    """
+    reasons = []
+    for by_tracing in (True, False) if both else (True,):
+        try:
+            return make(by_tracing)
+        except NotExportable as error:
+            reasons.append(str(error))
+    raise NotExportable("; ".join(dict.fromkeys(reasons)))
 
 
 def first_line(error):
@@ -71,17 +85,16 @@ class Graph:
                 raise NotExportable("what it computes depends on values that it reads on the way")
             taps = _all_taps(trace, network)
             body, names = _Taps(network.body, taps), _names("tap", taps)
-            exported = _export(body, (pixels,), [PIXELS], names, by_tracing=by_tracing)
+            exported = export(body, (pixels,), [PIXELS], names, by_tracing=by_tracing)
         self._names = dict(zip(map(_place, taps), names, strict=True))
         self._model = onnx.load_from_string(exported)
 
-    def cut(self, tap_set, pool, activations):
+    def cut(self, tap_set, activations):
         """Return the bytes of the graph that puts out the features of ``tap_set``, pooled.
 
         Parameters
         ----------
         tap_set : TapSet
-        pool : str
         activations : list of torch.Tensor
             What its taps get of a few images.
         """
@@ -90,8 +103,8 @@ class Graph:
         wanted = [self._names[_place(tap)] for tap in tap_set.taps]
         layers = onnx.utils.Extractor(self._model).extract_model([PIXELS], wanted)
         inputs = _names("activation", wanted)
-        pooling = _Pooling(tap_set, pool)
-        behind = onnx.load_from_string(_export(pooling, activations, inputs, [FEATURES]))
+        pooling = _Pooling(tap_set)
+        behind = onnx.load_from_string(export(pooling, activations, inputs, [FEATURES]))
         behind.ir_version = layers.ir_version
         joined = onnx.compose.merge_models(
             layers, behind, io_map=list(zip(wanted, inputs, strict=True)), prefix2="pooled/"
@@ -146,24 +159,24 @@ class _Taps(nn.Module):
 class _Pooling(nn.Module):
     """Activations to features."""
 
-    def __init__(self, tap_set, pool):
+    def __init__(self, tap_set):
         super().__init__()
-        self.tapped, self.pool = tap_set.tapped, pool
+        self.tapped = tap_set.tapped
 
     def forward(self, *activations):
         columns = [
-            pooled(activation, layer.reading, self.pool, len(activation))
+            layer.pooled(activation, len(activation))
             for activation, layer in zip(activations, self.tapped, strict=True)
         ]
         return torch.cat(columns, dim=1)
 
 
-def _export(module, examples, input_names, output_names, *, by_tracing=True):
+def export(module, examples, input_names, output_names, *, by_tracing=True):
     """Return the bytes of a module as an ONNX model of any number of images."""
     names = {"input_names": input_names, "output_names": output_names, "opset_version": OPSET}
     # Tensors of a caller's inference mode can't be traced. With gradients, torch leaves out the
     # attention in one piece, which has no ONNX operator.
-    with _exporting, torch.inference_mode(False), torch.enable_grad(), _silence():
+    with exporting, torch.inference_mode(False), torch.enable_grad(), _silence():
         examples = tuple(example.clone() for example in examples)
         try:
             if by_tracing:

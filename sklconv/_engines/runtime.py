@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from .._platform.digests import Undigestible, digest_of
-from .graph import PIXELS, Graph, NotExportable, first_line
+from .graph import PIXELS, Graph, NotExportable, by_either_exporter, first_line
 
 # Of a layer's largest value: as far as its results may be from torch's.
 TOLERANCE = 1e-4
@@ -113,7 +113,6 @@ class SessionRun:
     ----------
     network : ImageNetwork
     tap_set : TapSet
-    pool : str or None
     in_torch : callable
         Computes the same in torch.
     is_required : bool
@@ -125,8 +124,8 @@ class SessionRun:
     # Its threads and torch's, which prepare the pixels, wait for each other at each change.
     piece_values = 2**22
 
-    def __init__(self, network, tap_set, pool, in_torch, is_required):
-        self.network, self.tap_set, self.pool = network, tap_set, pool
+    def __init__(self, network, tap_set, in_torch, is_required):
+        self.network, self.tap_set = network, tap_set
         self.in_torch, self.is_required = in_torch, is_required
 
     def __call__(self, x):  # (N, C, H, W) -> (N, n_features)
@@ -140,7 +139,7 @@ class SessionRun:
             return self._instead(error, x)
 
     def _session(self, x, size):
-        key = size, self.tap_set, self.pool, self.is_required, torch.get_num_threads()
+        key = size, self.tap_set, self.is_required, torch.get_num_threads()
         known = _registry.find(self.network)
         session = known.sessions.made.get(key) if key in known.tried else None
         if session is None:
@@ -165,40 +164,31 @@ class SessionRun:
 
     def _made(self, known, key, images):
         """Return a new session; or why there is none."""
-        reasons = []
-        # The second exporter takes too long to be of use unasked.
-        for by_tracing in (True, False) if self.is_required else (True,):
-            try:
-                session = self._make(known.sessions.graphs, (key[0], by_tracing), images)
-                return known.sessions.keep(key, session)
-            except NotExportable as error:
-                reasons.append(str(error))
-        # Without a traceback, which would keep the network.
-        return known.sessions.keep(key, NotExportable("; ".join(dict.fromkeys(reasons))))
+        graphs = known.sessions.graphs
+        try:
+            session = by_either_exporter(
+                lambda by_tracing: self._make(graphs, (key[0], by_tracing), images),
+                both=self.is_required,
+            )
+        except NotExportable as error:
+            # Without a traceback, which would keep the network.
+            session = NotExportable(str(error))
+        return known.sessions.keep(key, session)
 
     def _make(self, graphs, key, images):
         """Return a new session that has been tried with ``images``."""
-        with _not_exportable():
+        with not_exportable():
             pixels = self.network.prepare(images)
             if key not in graphs:
                 graphs[key] = Graph(self.network, pixels, by_tracing=key[1])
             taps, deepest = self.tap_set.taps, self.tap_set.deepest
             activations = self.network.activations(taps, deepest, images)
-            session = _start(graphs[key].cut(self.tap_set, self.pool, activations))
+            session = start_session(graphs[key].cut(self.tap_set, activations))
             self._try(session, images)
         return session
 
     def _try(self, session, images):
-        for n in TRIED:
-            with _not_exportable():
-                wanted = self.in_torch(images[:n]).float()
-            came = _run(session, self.network.prepare(images[:n])).float()
-            if came.shape != wanted.shape:
-                shapes = tuple(came.shape), tuple(wanted.shape)
-                raise NotExportable("its graph gives {}, not {}".format(*shapes))
-            widths = [layer.n_features for layer in self.tap_set.tapped]
-            for pair in zip(came.split(widths, 1), wanted.split(widths, 1), strict=True):
-                _compare(*pair)
+        try_session(session, self.tap_set, images, self.network.prepare, self.in_torch)
 
     def _instead(self, error, x):
         if self.is_required:
@@ -213,6 +203,32 @@ class SessionRun:
             stacklevel=1,  # one place, so that Python shows it once
         )
         return self.in_torch(x)
+
+
+def try_session(session, tap_set, images, prepare, in_torch):
+    """Raise `NotExportable` unless a session gives what torch gives, for few images and for one.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+    tap_set : TapSet
+        The layers whose features it gives.
+    images : torch.Tensor
+    prepare : callable
+        Makes of images what the session takes.
+    in_torch : callable
+        Makes of images the features.
+    """
+    for n in TRIED:
+        with not_exportable():
+            wanted = in_torch(images[:n]).float()
+        came = _run(session, prepare(images[:n])).float()
+        if came.shape != wanted.shape:
+            shapes = tuple(came.shape), tuple(wanted.shape)
+            raise NotExportable("its graph gives {}, not {}".format(*shapes))
+        widths = [layer.n_features for layer in tap_set.tapped]
+        for pair in zip(came.split(widths, 1), wanted.split(widths, 1), strict=True):
+            _compare(*pair)
 
 
 def _compare(came, wanted):
@@ -261,7 +277,7 @@ def _version(value):
 
 
 @contextmanager
-def _not_exportable():
+def not_exportable():
     """Have every error, also of users' code, say that a network can't be computed so."""
     try:
         yield
@@ -271,7 +287,8 @@ def _not_exportable():
         raise NotExportable(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def _start(model):
+def start_session(model):
+    """Return a session of a model's bytes, with as many threads as torch has."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

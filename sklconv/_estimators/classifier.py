@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from torch import nn
 
 from .._activations.tap_set import output_taps
@@ -304,13 +304,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         dict
         """
-        params = BaseEstimator.get_params(self, deep=deep)
-        if deep:
-            for name, layer in self._named_layers():
-                params[name] = layer
-                if hasattr(layer, "get_params"):
-                    params |= {f"{name}__{k}": v for k, v in layer.get_params().items()}
-        return params
+        return self._get_params("_named_layers", deep=deep)
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, including those of the layers; a whole layer can be replaced.
@@ -326,11 +320,12 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         """
         if "module" in params:
             self.module = params.pop("module")
-        names = {name for name, _ in self._named_layers()}
+        names = dict(self._named_layers)
         if is_auto(self.module) and any(key.partition("__")[0] in names for key in params):
             self.module = auto_layers()
         return self._set_params("module", **params)
 
+    @property
     def _named_layers(self):
         if is_auto(self.module):
             return auto_layers()
@@ -387,7 +382,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                 )
             if not warm:
                 self.classes_ = classes
-            data = self._with_targets(images, y, sample_weight)
+            data = self._with_targets(images, y, sample_weight, self.class_weight)
             valid = self._read_validation_data(X_val, y_val, sample_weight_val)
             if self.early_stopping and valid is None:
                 data, valid = self._hold_out(data)
@@ -431,7 +426,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                     "give a dict, or sample_weight"
                 )
             self._note_classes(classes, first)
-            data = self._with_targets(images, y, sample_weight)
+            data = self._with_targets(images, y, sample_weight, self.class_weight)
             self._train(data, None, 1, None if first else self.net_, partial=True)
         return self
 
@@ -501,17 +496,17 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         tags.input_tags.three_d_array = True
         return tags
 
-    def _with_targets(self, images, y, sample_weight):
-        targets = encode_labels(y, self.classes_, "y")
-        weights = combined_weights(
-            sample_weight, self.class_weight, images, y, self.classes_, "sample_weight"
-        )
+    def _with_targets(self, images, y, sample_weight, class_weight, suffix=""):
+        """Return images, class numbers and weights; arguments' names end in ``suffix``."""
+        targets = encode_labels(y, self.classes_, f"y{suffix}")
+        name = f"sample_weight{suffix}"
+        weights = combined_weights(sample_weight, class_weight, images, y, self.classes_, name)
         return images, targets, weights
 
     def _train(self, data, valid, epochs, old, *, partial=False):
         if old is None and isinstance(self.module, list):
             check_layers(self.module)
-            self._validate_names([name for name, _ in self._named_layers()])
+            self._validate_names([name for name, _ in self._named_layers])
         state = TrainingState()
         try:
             recipe = Recipe.of(self, epochs, partial=partial)
@@ -528,7 +523,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         run = network
         if self.engine == "onnxruntime":
             taps, n = output_taps(len(self.classes_)), len(images)
-            run = choose_run(self.engine, network, taps, None, network.precision, n, network)
+            run = choose_run(self.engine, network, taps, network.precision, n, network)
         return collect_outputs(network, images, run, type(self).__name__)
 
     def _read_training_data(self, X, y, *, reset):
@@ -558,10 +553,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         images = self._format.read(check_images(self, X_val, reset=False), type(self).__name__)
         images.check_finite(type(self).__name__)
         y_val = check_labels(y_val, images, "y_val")
-        weights = combined_weights(
-            sample_weight_val, None, images, y_val, self.classes_, "sample_weight_val"
-        )
-        return images, encode_labels(y_val, self.classes_, "y_val"), weights
+        return self._with_targets(images, y_val, sample_weight_val, None, suffix="_val")
 
     def _hold_out(self, data):
         """Return what to train on and what early stopping validates on."""

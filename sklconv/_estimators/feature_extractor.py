@@ -19,7 +19,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from .._activations.pooling import POOLINGS
-from .._activations.tap_set import place_taps
+from .._activations.tap_set import place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
 from .._cache.features import WORTH_A_ROW, KeptFeatures
 from .._cache.folder import Folder, say
@@ -31,7 +31,8 @@ from .._images.forms import ImageFormat, check_image_shape, check_images, refuse
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
-from .._networks.table import as_table, layer_rows
+from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
+from .._networks.table import as_table, format_scores, layer_rows
 from .._platform.devices import check_precision, resolve_device
 from .._platform.digests import Undigestible
 from .._platform.layouts import weights_channels_last
@@ -47,6 +48,7 @@ from .._platform.sklearn import (
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
 from .classifier import ConvNetClassifier
+from .targets import check_choice
 from .undo import undone_if_it_fails
 
 
@@ -69,11 +71,16 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         calls pre-logits in its networks; else the input of the last linear layer, if that
         layer's output is the network's, apart from a softmax; else the input of a final 1×1
         convolution, if the means of its maps are the network's output. If none of these is
-        found, the network's output is taken, with a warning. A layer that runs several times is
-        tapped at its last call. Layers that return lists, tuples or dicts can't be tapped.
+        found, the network's output is taken, with a warning. ``"auto"``: those layers that tell
+        the classes of y apart best. `fit` passes the images through the network once more, or
+        a part of very many, and scores its stages and blocks by leave-one-out ridge regression
+        on their features. It keeps the best four, or the best one where it has trained the
+        network on these images. A layer that runs several times is tapped at its last call.
+        Layers that return lists, tuples or dicts can't be tapped.
     pool : {"auto", "avg", "max", "flatten", "cls"} or callable, default="auto"
         How feature maps and tokens become vectors: the mean or maximum of each channel, all
-        values, or the class token. "auto": the mean. Means and maxima of tokens (N, T, C) are
+        values, or the class token. "auto": the mean; with ``layer="auto"`` also all values, if
+        these are at most 16,384 and score better. Means and maxima of tokens (N, T, C) are
         over the patches, without class token and registers, if the network states how many of
         these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
         (N, H, W, C) where the network computes them so. A callable takes the activation as it
@@ -82,10 +89,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         As for `ConvNetClassifier`; None: the estimator's value.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
-        row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case.
+        row with NaN and list it in ``bad_images_``. A `fit` that trains raises in any case; the
+        choice of ``layer="auto"`` leaves such images out.
     batch_size : int or None, default=None
-        Images in a batch of `transform`; None: 256 for images of at most 1,024 values, else
-        128.
+        Images in a batch of `transform`, and of the pass of ``layer="auto"``; None: 256 for
+        images of at most 1,024 values, else 128.
     engine : {"auto", "torch", "onnxruntime"} or None, default=None
         What computes the features. ``"onnxruntime"`` is ONNX Runtime (the extra
         ``onnxruntime``), on a CPU 1.5 to 3 times as fast as torch, once a network has been
@@ -116,6 +124,13 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         Row, file and reason of each image file that the last transform could not read.
     layers_ : list of str
         Names of the tapped layers.
+    pools_ : list of str or callable
+        How each of them is pooled; "auto" for vectors, which stay as they are, and for means where
+        a layer was named.
+    layer_scores_ : pandas.DataFrame or list of dict
+        With ``layer="auto"``, the best first: layer, pool, score and number of features of all
+        that was tried. The score is R², the share of the variance of the classes' indicators that
+        is predicted for images that are left out.
     layer_table_ : pandas.DataFrame or list of dict
         Name, type, output shape and number of parameters of each layer, as in
         `ConvNetClassifier`, but including modules that contain others, which can be tapped as
@@ -174,6 +189,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     backbone_: Backbone
     bad_images_: list[tuple[int, Any, str]]
     layers_: list[str]
+    pools_: list[str | Callable]
+    layer_scores_: Any
     image_shape_: tuple[int, int, int]
     n_features_in_: int
 
@@ -228,9 +245,9 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         X : array-like
             Images, in any of the forms that `ConvNetClassifier.fit` takes.
         y : array-like of shape (n_samples,) or None, default=None
-            Labels; not needed where nothing is trained.
+            Labels; needed where a network is trained, and by ``layer="auto"``.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            Weights of the images in the training loss.
+            Weights of the images in the training loss, and in the choice of ``layer="auto"``.
         X_val, y_val : default=None
             Images and labels to validate on after each epoch.
 
@@ -239,7 +256,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self
         """
         with undone_if_it_fails(self):
-            for name in ("estimator_", "backbone_", "bad_images_"):
+            for name in ("estimator_", "backbone_", "bad_images_", "layer_scores_"):
                 self.__dict__.pop(name, None)
             images = check_images(self, X, reset=True)
             if isinstance(self.estimator, Backbone):
@@ -252,7 +269,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
                 self._train_classifier(X, y, sample_weight, X_val, y_val)
             self.image_shape_ = self._format.shape
             self.n_features_in_ = self._format.n_features
-            self._place_taps()
+            self._place_taps(images, y, sample_weight)
         return self
 
     def transform(self, X: ImagesLike) -> NDArray[np.float32]:
@@ -308,7 +325,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         """
         check_is_fitted(self)
         check_feature_names_in(self, input_features, generate_names=False)
-        return np.array(self._taps.names(self.pool), dtype=object)
+        return np.array(self._taps.names(), dtype=object)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_taps")
@@ -317,9 +334,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.target_tags.required = not isinstance(
-            self.estimator, (FrozenEstimator, Backbone, torch.nn.Module)
-        )
+        tags.target_tags.required = self._trains() or self._is_auto()
         return tags
 
     @property
@@ -343,6 +358,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             # Else it could not be unpickled on a machine without a GPU.
             state = {**state, "_network": copy.deepcopy(network).cpu()}
         return state
+
+    def _trains(self):
+        return not isinstance(self.estimator, (FrozenEstimator, Backbone, torch.nn.Module))
+
+    def _is_auto(self):
+        return isinstance(self.layer, str) and self.layer == "auto"
 
     def _validate_params(self):
         if isinstance(self.estimator, str):
@@ -433,16 +454,21 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         network.to(resolve_device(self.device or "auto"))
         self._network = weights_channels_last(network)
 
-    def _place_taps(self):
+    def _place_taps(self, images, y, sample_weight):
         network = self.module_
         check_precision(self.precision, network.device)
         forget(network)  # what was written through .data into a frozen one is seen now
-        check_engine(self._engine(), network.device, self._precision(), self.pool)
+        check_engine(self._engine(), network.device, self._precision(), [self.pool])
         trace = trace_network(network, self.image_shape_)
         penultimate = penultimate_tap(trace, network)
         blank = self._blank_images(N_TRACED)
-        self._taps = place_taps(self.layer, self.pool, network, trace, blank, penultimate)
-        self.layers_ = self._taps.layers
+        placing = self.pool, network, trace, blank, penultimate
+        if self._is_auto() and all(call.name != "auto" for call in trace.calls):
+            self._taps = place_candidates(*placing)
+            self._taps = tap_set(self._choose_layers(images, y, sample_weight), trace)
+        else:
+            self._taps = place_taps(self.layer, *placing)
+        self.layers_, self.pools_ = self._taps.layers, self._taps.pools
         self._layer_rows = layer_rows(
             network.body, *trace, penultimate=penultimate, learnable=False, containers=True
         )
@@ -451,6 +477,23 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             NETWORK_OUTPUT in self._taps.taps and trace.calls
         ):  # else there is no other layer to name
             self._warn_of_output()
+
+    def _choose_layers(self, images, y, sample_weight):
+        """Return those of the tapped layers whose features tell the classes apart best."""
+        name = type(self).__name__
+        classes, weights = check_choice(y, sample_weight, images, name, warn=not self._trains())
+        rows = sample_rows(classes, weights, self._taps)
+        source = self._format.read(images, name).take(rows)
+        features = collect_outputs(self.module_, source, self._features, name, self.batch_size)
+        read = np.setdiff1d(np.arange(len(rows)), [row for row, *_ in source.bad or []])
+        rows, features = rows[read], features[read]
+        # Where the network has learned these very rows, later layers are flattered.
+        n_best = 1 if self._trains() else N_BEST
+        best, scores = choose_layers(self._taps, features, classes[rows], weights[rows], n_best)
+        self.layer_scores_ = as_table(scores)
+        if self.verbose or (self.verbose is None and self._trains() and self.estimator_.verbose):
+            print(format_scores(scores, best))
+        return best
 
     def _check_rows(self):
         """Raise if only for the number of traced images there is a row an image."""
@@ -471,7 +514,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         )
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
-        return self._taps.compute(self.module_, x, self._precision(), self.pool)
+        return self._taps.compute(self.module_, x, self._precision())
 
     def _precision(self):
         return self.precision or self.module_.precision
@@ -494,9 +537,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         engines = [getattr(run, "engine", "torch")]
         if self._engine() == "auto":
             engines += {"torch", "onnxruntime"}.difference(engines)
-        how = self._taps, self.pool, self._precision()
         try:
-            kept = KeptFeatures(folder, network, *how, engines, images)
+            kept = KeptFeatures(folder, network, self._taps, self._precision(), engines, images)
         except Undigestible as error:
             say(f"these features are not kept: {error}")
             return self._compute(images)
@@ -504,11 +546,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         def compute(rows):
             return iterate_outputs(network, images, run, name, self.batch_size, rows)
 
-        is_frozen = not self.__sklearn_tags__().target_tags.required
-        by_row = is_frozen and self._taps.multiply_adds >= WORTH_A_ROW
+        by_row = not self._trains() and self._taps.multiply_adds >= WORTH_A_ROW
         return (kept.by_row if by_row else kept.whole)(compute)
 
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()
         engine, in_torch = self._engine(), self._features
-        return choose_run(engine, network, self._taps, self.pool, precision, n_images, in_torch)
+        return choose_run(engine, network, self._taps, precision, n_images, in_torch)

@@ -19,6 +19,22 @@ def check_labels(y, images, name):
     return y
 
 
+def check_choice(y, sample_weight, images, name, *, warn):
+    """Return class numbers and weights of the images, for ``layer="auto"`` to choose by."""
+    if y is None:
+        raise ValueError(
+            f"{name} requires y to be passed, but the target y is None: layer='auto' chooses the "
+            "layers that tell the classes apart"
+        )
+    y = check_labels(y if warn else column_or_1d(y), images, "y")
+    labels, classes = np.unique(y, return_inverse=True)
+    weights = combined_weights(sample_weight, None, images, y, labels, "sample_weight")
+    weights = np.ones(len(y)) if weights is None else weights
+    if len(weighted := np.unique(y[weights > 0])) < 2:
+        raise ValueError(f"layer='auto' needs two classes or more, not {weighted.tolist()} alone")
+    return classes, weights
+
+
 def encode_labels(y, classes, name):
     """Return the position of each label in ``classes``."""
     unknown = np.setdiff1d(y, classes)

@@ -24,6 +24,7 @@ class ImageFormat:
     layout: str
     n_features: int | None = None  # C * H * W; 1 for files
     files: FileOptions = PLAIN
+    n_axes: int = 0  # of the array at fit; 0 for files
 
     @classmethod
     def infer(cls, X, image_shape, data_format, files=PLAIN):
@@ -36,7 +37,8 @@ class ImageFormat:
         plain = replace(files, shape=None, fitting=None)
         if not holds_files(X):
             inferred = cls._infer_from_array(X, image_shape, data_format)
-            return replace(inferred, n_features=math.prod(inferred.shape), files=plain)
+            n_features = math.prod(inferred.shape)
+            return replace(inferred, n_features=n_features, files=plain, n_axes=X.ndim)
         if image_shape is not None:
             return cls(image_shape, CHANNELS_FIRST, 1, plain)
         if files.shape is None:
@@ -81,34 +83,54 @@ class ImageFormat:
 
     def _channels_first(self, X, estimator_name):
         """Return a view of an array as (n, C, H, W)."""
-        c, h, w = self.shape
-        if X.ndim == 4:
-            read_as = {CHANNELS_FIRST: X.shape[1:], CHANNELS_LAST: (X.shape[3], *X.shape[1:3])}
-            fits = [layout for layout, shape in read_as.items() if shape == self.shape]
-            if fits:
-                layout = self.layout if self.layout in fits else fits[0]
-                return X if layout == CHANNELS_FIRST else X.transpose(0, 3, 1, 2)
-        elif X.ndim == 3 and self.shape == (1, *X.shape[1:]):
-            return X[:, None]
-        elif X.ndim == 2 and X.shape[1] == c * h * w:
-            if self.layout == CHANNELS_LAST:
-                return X.reshape(len(X), h, w, c).transpose(0, 3, 1, 2)
-            return X.reshape(len(X), c, h, w)
-        raise ValueError(self._mismatch(X, estimator_name))
+        axes, order = self.way_to_channels_first(X.shape, estimator_name)
+        return X.reshape(len(X), *axes).transpose(order)
 
-    def _mismatch(self, X, name):
+    def way_to_channels_first(self, shape, estimator_name):
+        """Return how an array of ``shape`` becomes (n, C, H, W): by a reshape, then a transpose.
+
+        Returns
+        -------
+        axes : tuple of int
+            The shape that each image is given.
+        order : tuple of int
+            That of the axes then.
+        """
         c, h, w = self.shape
-        if X.ndim == 2 and X.shape != (h, w):
+        ways = {
+            CHANNELS_FIRST: (self.shape, (0, 1, 2, 3)),
+            CHANNELS_LAST: ((h, w, c), (0, 3, 1, 2)),
+        }
+        if len(shape) == 4:
+            fits = [layout for layout, (axes, _) in ways.items() if axes == shape[1:]]
+            if fits:
+                return ways[self.layout if self.layout in fits else fits[0]]
+        elif len(shape) == 3 and self.shape == (1, *shape[1:]):
+            return ways[CHANNELS_FIRST]
+        elif len(shape) == 2 and shape[1] == c * h * w:
+            return ways[self.layout]
+        raise ValueError(self._mismatch(shape, estimator_name))
+
+    @property
+    def form(self):
+        """The shape of an image in the array at fit, or None for files."""
+        c, h, w = self.shape
+        whole = self.shape if self.layout == CHANNELS_FIRST else (h, w, c)
+        return {2: (c * h * w,), 3: (h, w), 4: whole}.get(self.n_axes)
+
+    def _mismatch(self, came, name):
+        c, h, w = self.shape
+        if len(came) == 2 and came != (h, w):
             # scikit-learn's own words for a table.
             return (
-                f"X has {X.shape[1]} features, but {name} is expecting {c * h * w} features as "
+                f"X has {came[1]} features, but {name} is expecting {c * h * w} features as "
                 f"input: images of shape {self.shape}"
             )
         message = (
-            f"X of shape {X.shape} does not hold images of shape {self.shape}, which {name} was "
+            f"X of shape {came} does not hold images of shape {self.shape}, which {name} was "
             "fitted on"
         )
-        if X.shape in (self.shape, (h, w, c), (h, w)):
+        if came in (self.shape, (h, w, c), (h, w)):
             message += "; it looks like a single image: pass X[None]"
         return message
 

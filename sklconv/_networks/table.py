@@ -155,6 +155,20 @@ def format_epoch(row):
     )
 
 
+def format_scores(rows, chosen):
+    """Return the layers that were scored, as in ``layer_scores_``, and mark the chosen ones."""
+    marked = {(layer.tap.name, layer.pool) for layer in chosen}
+    width = max(len("layer"), *(len(row["layer"]) for row in rows))
+    lines = [f"  {'layer':<{width}}  {'pool':<8}  score  features"]
+    for row in rows:
+        mark = "*" if (row["layer"], row["pool"]) in marked else " "
+        pool = getattr(row["pool"], "__name__", row["pool"])
+        lines.append(
+            f"{mark} {row['layer']:<{width}}  {pool:<8}  {row['score']:5.3f}  {row['features']:8,}"
+        )
+    return "\n".join(lines)
+
+
 def _type_name(module):
     return LAYER_NAMES.get(type(module), type(module).__name__)
 

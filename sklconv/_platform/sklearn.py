@@ -19,19 +19,6 @@ from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 from .words import did_you_mean
 
-__all__ = [
-    "BaseComposition",
-    "Interval",
-    "InvalidParameterError",
-    "StrOptions",
-    "SuggestingEstimator",
-    "check_feature_names_in",
-    "check_sample_weight",
-    "clone_parametrized",
-    "fit_context",
-    "validate_parameter_constraints",
-]
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 

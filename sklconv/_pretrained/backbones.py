@@ -7,7 +7,6 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -24,12 +23,7 @@ from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import weights_channels_last
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
-from .._platform.sklearn import (
-    Interval,
-    StrOptions,
-    SuggestingEstimator,
-    validate_parameter_constraints,
-)
+from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
 from .libraries import create_network, known_preprocessing, size_to_build
 from .weights import load_weights
 
@@ -37,7 +31,6 @@ from .weights import load_weights
 USUAL_SIZE = (224, 224)
 
 PREPROCESSING = ("mean", "std", "image_size", "interpolation", "crop_pct", "crop_mode")
-CROPPING = ("interpolation", "crop_pct", "crop_mode")
 
 
 class Backbone(SuggestingEstimator):
@@ -143,13 +136,11 @@ class Backbone(SuggestingEstimator):
 
     def resolve(self) -> Backbone:
         """Return a `Backbone` whose preprocessing is filled in from the weights' library."""
-        validate_parameter_constraints(
-            self._parameter_constraints, self.get_params(deep=False), "Backbone"
-        )
+        self._validate_params()
         known = known_preprocessing(self.network) if isinstance(self.network, str) else {}
-        given = {name: getattr(self, name) for name in PREPROCESSING}
         filled = {
-            name: known.get(name) if value is None else value for name, value in given.items()
+            name: known.get(name) if getattr(self, name) is None else getattr(self, name)
+            for name in PREPROCESSING
         }
         if filled["image_size"] is None and (filled["crop_pct"] or filled["crop_mode"]):
             raise ValueError("Backbone: crop_pct and crop_mode have no effect without image_size")
@@ -205,26 +196,22 @@ class Backbone(SuggestingEstimator):
         padded_with_mean = self.crop_mode == "border" and self.mean is not None
         low, high = self.value_range or (0, 1)
         return Fitting(
-            **{name: getattr(self, name) for name in CROPPING},
+            **{name: getattr(self, name) for name in ("interpolation", "crop_pct", "crop_mode")},
             fill=border_fill(self.mean) if padded_with_mean else (0.0,),
             value_range=(low, high),
         )
 
     def load(self, device: str = "cpu") -> nn.Module:
         """Return the network with its weights, in eval mode: shared, not to be changed."""
+        weights = None if self.weights is None else os.fspath(self.weights)
+        stamp = None if weights in ("pretrained", None) else _stamp(weights)
         if isinstance(self.network, nn.Module):
-            return _shared_copy(self.network, self.weights, device)
+            return _shared_copy(self.network, weights, stamp, device)
         size = None
         if isinstance(self.network, str):
-            size = size_to_build(self.network, self.size, self.weights == "pretrained")
-        if self.weights is None:
-            # Random weights are drawn anew.
-            return _prepared(_create(self.network, None, size), None, device)
-        weights, stamp = self.weights, None
-        if weights != "pretrained":
-            weights = os.fspath(weights)
-            stamp = _stamp(weights)
-        return _load_once(self.network, weights, stamp, device, size)
+            size = size_to_build(self.network, self.size, weights == "pretrained")
+        load = _load if weights is None else _load_once  # random weights are drawn anew
+        return load(self.network, weights, stamp, device, size)
 
     def preparation(self, network: nn.Module) -> PrepareForWeights:
         """Return the module that prepares pixels for ``network``; call it on a resolved one."""
@@ -237,14 +224,7 @@ class Backbone(SuggestingEstimator):
                     f"Backbone: {name} has {len(values)} values, but the network takes "
                     f"{channels} channels"
                 )
-        return PrepareForWeights(
-            channels,
-            self.size,
-            self.mean,
-            self.std,
-            self.fitting if self.size else None,
-            self.value_range,
-        )
+        return PrepareForWeights(channels, self)
 
 
 def file_options(module, X, reader=None, on_bad_image="raise"):
@@ -265,40 +245,34 @@ def input_channels(network, size):
     convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
     if not convolutions:
         return None
-    first = convolutions[0].in_channels
-    for channels in (first, 3):
-        images = torch.zeros(2, channels, *(size or USUAL_SIZE))
-        with suppress(Exception):  # of whatever kind: users' code, run with what it may not take
-            wanted, came = _first_convolution(network, convolutions, images)
+    first = convolutions[0]
+    listeners = [(convolution.register_forward_pre_hook, _stop) for convolution in convolutions]
+    for channels in (first.in_channels, 3):
+        images = torch.zeros(2, channels, *(size or USUAL_SIZE), device=first.weight.device)
+        try:
+            with pass_hooks(listeners), torch.no_grad():
+                network(images)
+        except _Reached as reached:
+            wanted, came = reached.args
             if channels * wanted % came == 0:
                 return channels * wanted // came
-    return first
+        except Exception:  # of whatever kind: users' code, run with what it may not take
+            continue
+    return first.in_channels
 
 
 class _Reached(Exception):
-    """Ends a pass at its first convolution."""
+    """Ends a pass at its first convolution; says how many channels it takes, and how many came."""
 
 
-def _first_convolution(network, convolutions, images):
-    """Return how many channels the first convolution that runs takes, and how many it gets."""
-    found = []
-
-    def note(convolution, inputs, _):
-        found.append((convolution.in_channels, inputs[0].shape[-3]))
-        raise _Reached
-
-    listeners = [(convolution.register_forward_pre_hook, note) for convolution in convolutions]
-    with suppress(_Reached), pass_hooks(listeners), torch.no_grad():
-        network(images.to(convolutions[0].weight.device))
-    return found[0]
+def _stop(convolution, inputs, _):
+    raise _Reached(convolution.in_channels, inputs[0].shape[-3])
 
 
 def _n_channels(backbone):
     """Return how many channels a resolved backbone takes; 3 where that is not known."""
     network = backbone.network
-    if isinstance(network, str):  # the libraries' networks take colour
-        return 3
-    if not isinstance(network, nn.Module):
+    if callable(network) and not isinstance(network, nn.Module):
         with seeded_global_states(0):  # random weights are drawn anew when they are used
             network = backbone.load()
     return backbone.preparation(network).channels or 3
@@ -311,20 +285,22 @@ class PrepareForWeights(nn.Module):
     std: torch.Tensor
     low: float
     high: float
+    fitting: Any  # None: images are neither resized nor cropped
     largest = None  # nothing is learnt at fit
 
-    def __init__(self, channels, size, mean, std, fitting, value_range):
+    def __init__(self, channels, backbone):
         super().__init__()
-        self.channels, self.size = channels, size
-        self.fitting = fitting  # None: images are neither resized nor cropped
-        self.value_range = value_range
-        self.low, self.high = value_range or (0, 1)
-        self.standardize = mean is not None
+        self.channels, self.size = channels, backbone.size
+        self.fitting = backbone.fitting if self.size else None
+        self.value_range = backbone.value_range
+        self.low, self.high = self.value_range or (0, 1)
+        self.standardize = backbone.mean is not None
         # Else nobody knows what pixels span that are not uint8.
-        self.has_range = self.standardize or value_range is not None
+        self.has_range = self.standardize or self.value_range is not None
         if self.standardize:
-            self.register_buffer("mean", torch.tensor([*mean]).float().view(1, -1, 1, 1))
-            self.register_buffer("std", torch.tensor([*std]).float().view(1, -1, 1, 1))
+            for name in ("mean", "std"):
+                values = torch.tensor([*getattr(backbone, name)])
+                self.register_buffer(name, values.float().view(1, -1, 1, 1))
 
     def leave_size(self):
         """Take images as they are: they were resized and cropped as they were read."""
@@ -378,7 +354,8 @@ class PrepareForWeights(nn.Module):
         )
 
     def _resized(self, x):
-        spans = self.fitting.spans(x.shape[2:], self.size)
+        size = [int(n) for n in x.shape[2:]]  # torch's exporter makes tensors of them
+        spans = self.fitting.spans(size, self.size)
         interpolation = self.fitting.interpolation
         # First the cut: most of a photograph's pixels need not become floats.
         x = part_needed(x, spans, interpolation)
@@ -397,19 +374,13 @@ class PrepareForWeights(nn.Module):
             return x
         fill = torch.tensor(self.fitting.fill, device=x.device).view(1, -1, 1, 1)
         channels = max(x.shape[1], fill.shape[1])
-        padded = fill.expand(len(x), channels, rows.target, columns.target).contiguous()
+        padded = fill.expand(x.shape[0], channels, rows.target, columns.target).contiguous()
         padded[:, :, rows.kept, columns.kept] = x
         return padded
 
     def extra_repr(self):
-        parts = [f"channels={self.channels}", f"size={self.size}"]
-        if self.standardize:
-            mean = [round(v, 4) for v in self.mean.flatten().tolist()]
-            std = [round(v, 4) for v in self.std.flatten().tolist()]
-            parts += [f"mean={mean}", f"std={std}"]
-        if self.fitting is not None:
-            parts += [f"{name}={getattr(self.fitting, name)!r}" for name in CROPPING]
-        return ", ".join(parts)
+        statistics = "".join(f", {name}={v.flatten()}" for name, v in self.named_buffers())
+        return f"channels={self.channels}, size={self.size}, fitting={self.fitting}{statistics}"
 
 
 def _create(network, weights, size):
@@ -425,30 +396,31 @@ def _create(network, weights, size):
     return module
 
 
-@functools.lru_cache(maxsize=2)
-def _load_once(network, weights, stamp, device, size):
+def _load(network, weights, stamp, device, size):
     return _prepared(_create(network, weights, size), weights, device)
 
+
+_load_once = functools.lru_cache(maxsize=2)(_load)
 
 _copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def _shared_copy(module, weights, device):
+def _shared_copy(module, weights, stamp, device):
     """Return a copy of ``module``, the same one as long as ``module`` stays the same."""
-    file = None if weights in ("pretrained", None) else _stamp(weights)
     try:
-        stamp = (weights, file, device, digest_of(module, learning=True))
+        learns = tuple(parameter.requires_grad for parameter in module.parameters())
+        key = (weights, stamp, device, digest_of(module), learns)
     except Undigestible:
         return _prepared(copy.deepcopy(module), weights, device)
     known = _copies.get(module)
-    if known is None or known[0] != stamp:
-        _copies[module] = known = (stamp, _prepared(copy.deepcopy(module), weights, device))
+    if known is None or known[0] != key:
+        _copies[module] = known = (key, _prepared(copy.deepcopy(module), weights, device))
     return known[1]
 
 
 def _prepared(module, weights, device):
     if weights not in ("pretrained", None):
-        load_weights(module, os.fspath(weights))
+        load_weights(module, weights)
     return weights_channels_last(module.eval().to(device))
 
 

@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from .._platform.sklearn import Interval, SuggestingEstimator, validate_parameter_constraints
+from .._platform.sklearn import Interval, SuggestingEstimator
 
 # Constraints of a kernel, a window or a step: one number of pixels, or one an axis.
 EXTENT = [Interval(Integral, 1, None, closed="left"), tuple]
@@ -40,9 +40,7 @@ class Layer(SuggestingEstimator):
         module : torch.nn.Module
         output_shape : tuple of int
         """
-        validate_parameter_constraints(
-            self._parameter_constraints, self.get_params(deep=False), type(self).__name__
-        )
+        self._validate_params()
         return self._build(shape, n_classes, generator)
 
 

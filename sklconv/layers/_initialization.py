@@ -1,6 +1,7 @@
 """How weights are drawn."""
 
 import math
+from collections.abc import Callable
 from numbers import Real
 
 import torch
@@ -8,7 +9,14 @@ from torch import nn
 
 from .._platform.sklearn import StrOptions
 
-KERNEL_INITS = {"default", "glorot_uniform", "glorot_normal", "he_uniform", "he_normal"}
+# How the weights are drawn where the biases are 0; ReLU's gain is that of a slope of 0.
+SCHEMES: dict[str, Callable] = {
+    "glorot_uniform": nn.init.xavier_uniform_,
+    "glorot_normal": nn.init.xavier_normal_,
+    "he_uniform": nn.init.kaiming_uniform_,
+    "he_normal": nn.init.kaiming_normal_,
+}
+KERNEL_INITS = {"default", *SCHEMES}
 CONSTRAINTS = [StrOptions(KERNEL_INITS), tuple]
 
 
@@ -27,23 +35,16 @@ def check_kernel_init(value):
 
 def initialize_weights(weight, bias, kernel_init, generator):
     """Draw ``weight`` and ``bias`` as ``kernel_init`` says; see `sklconv.layers.Conv`."""
-    init = nn.init
     with torch.no_grad():
         if kernel_init == "default":
-            init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
             if bias is not None:
                 bound = 1 / math.sqrt(weight[0].numel())
-                init.uniform_(bias, -bound, bound, generator=generator)
+                nn.init.uniform_(bias, -bound, bound, generator=generator)
             return
-        if kernel_init == "glorot_uniform":
-            init.xavier_uniform_(weight, generator=generator)
-        elif kernel_init == "glorot_normal":
-            init.xavier_normal_(weight, generator=generator)
-        elif kernel_init == "he_uniform":
-            init.kaiming_uniform_(weight, nonlinearity="relu", generator=generator)
-        elif kernel_init == "he_normal":
-            init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+        if kernel_init in SCHEMES:
+            SCHEMES[kernel_init](weight, generator=generator)
         else:
-            init.normal_(weight, std=kernel_init[1], generator=generator)
+            nn.init.normal_(weight, std=kernel_init[1], generator=generator)
         if bias is not None:
-            init.zeros_(bias)
+            nn.init.zeros_(bias)

@@ -1,7 +1,9 @@
 """Pooling."""
 
+from contextlib import suppress
 from typing import Literal
 
+import torch
 from torch import nn
 
 from .._platform.sklearn import StrOptions
@@ -30,7 +32,7 @@ class _Pool(Layer):
         self.ceil_mode = ceil_mode
 
     def _build(self, shape, n_classes, generator):
-        channels, *image = check_maps(shape)
+        _, *image = check_maps(shape)
         size = self._window(image)
         stride = size if self.stride is None else as_pair(self.stride, "stride")
         if not self.ceil_mode and (size[0] > image[0] or size[1] > image[1]):
@@ -38,16 +40,23 @@ class _Pool(Layer):
                 f"a window of {by(size)} is larger than its input of {by(image)} pixels; "
                 "take a smaller size, or leave the layer out"
             )
-        output = [
-            _pooled(n, k, s, self.ceil_mode) for n, k, s in zip(image, size, stride, strict=True)
-        ]
-        if min(output) < 1:
+        try:
+            module, output = self._pool(shape, size, stride, self.ceil_mode)
+        except RuntimeError:
             raise ValueError(
                 f"a window of {by(size)} and a stride of {by(stride)} fit nowhere on its input "
                 f"of {by(image)} pixels; take a smaller size, or leave the layer out"
-            )
-        module = self.torch_classes[0](size, stride=stride, ceil_mode=self.ceil_mode)
-        return module, (channels, *output)
+            ) from None
+        if self.ceil_mode:
+            # Where that changes nothing, ONNX could still count a window behind the edge.
+            with suppress(RuntimeError):
+                plain, plain_output = self._pool(shape, size, stride, False)
+                module = plain if plain_output == output else module
+        return module, output
+
+    def _pool(self, shape, size, stride, ceil_mode):
+        module = self.torch_classes[0](size, stride=stride, ceil_mode=ceil_mode)
+        return module, tuple(module(torch.empty(shape, device="meta")).shape)
 
     def _window(self, image):
         return as_pair(self.size, "size")
@@ -144,11 +153,3 @@ class GlobalAvgPool(Layer):
 
     def _build(self, shape, n_classes, generator):
         return GlobalAvgPoolModule(), (check_maps(shape)[0],)
-
-
-def _pooled(length, window, stride, ceil_mode):
-    if not ceil_mode:
-        return (length - window) // stride + 1
-    windows = -(-(length - window) // stride) + 1
-    # As torch has it: a window that would start behind the edge is dropped.
-    return windows - 1 if (windows - 1) * stride >= length else windows

@@ -169,6 +169,29 @@ def test_features_are_those_of_the_estimator_in_sorted_order(photos):
         assert written["names"].tolist() == list(extractor.get_feature_names_out())
 
 
+@pytest.mark.parametrize("pool", ["auto", "max"])
+def test_layers_that_tell_the_classes_apart_are_found(photos, pool):
+    Path("photos/cat/03.png").write_bytes(b"no image")
+    assert extract("photos", *OPTIONS, "--layer", "auto", "--pool", pool) == 0
+    sys.path.append("")
+    import nets
+
+    backbone = Backbone(nets.make, image_size=12)
+    options = {"batch_size": 4, "random_state": 0, "on_bad_image": "nan"}
+    extractor = ConvFeatureExtractor(backbone, layer="auto", pool=pool, **options)
+    expected = extractor.fit(photos, ["cat"] * 10 + ["dog"] * 12).transform(photos)
+    with np.load("features.npz") as written:
+        np.testing.assert_array_equal(written["features"], expected)
+        assert written["names"].tolist() == list(extractor.get_feature_names_out())
+
+
+@pytest.mark.parametrize("places", [["photos/cat"], ["photos/cat/00.png", "photos/dog"]])
+def test_layers_are_found_by_classes_only(photos, places, capsys):
+    assert extract(*places, *OPTIONS, "--layer", "auto") == 2
+    assert "--layer auto" in capsys.readouterr().err
+    assert leftovers() == []
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".PARQUET"])
 def test_tables_hold_the_same_features(photos, suffix, monkeypatch):
     monkeypatch.setattr(outputs, "CHUNK_BYTES", 5 * 24 * 4)

@@ -49,6 +49,7 @@ OPTIONAL = {
     "pandas",
     "polars",
     "pyarrow",
+    "skl2onnx",
     "tensorflow",
     "timm",
     "torchvision",
@@ -117,6 +118,7 @@ def test_the_names_of_the_package():
         "SpatialDropout",
     }
     assert "load_mnist" in public_names("sklconv.datasets")
+    assert public_names("sklconv.onnx") == ["to_onnx"]
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", sklconv.__version__)
 
 
@@ -439,7 +441,9 @@ def test_all_examples_in_docstrings_are_collected():
         *("-c", os.devnull, "-p", "no:cacheprovider"),
         *("--doctest-modules", "--collect-only", "-q", str(PACKAGE)),
     )
-    collected = re.findall(r"^\S+::\S*?\.([A-Z]\w*|load_\w+)$", result.stdout, re.MULTILINE)
+    collected = re.findall(
+        r"^\S+::\S*?\.([A-Z]\w*|load_\w+|to_onnx)$", result.stdout, re.MULTILINE
+    )
     expected = [name for module in MODULES for name in docstrings_with_examples(module)]
     assert len(expected) >= 15
     assert sorted(collected) == sorted(expected)

@@ -459,7 +459,7 @@ def test_a_fork_amid_an_export_waits_for_it():
     started, entered = threading.Event(), threading.Event()
 
     def export():
-        with graph._exporting:
+        with graph.exporting:
             entered.set()
             started.wait(0.3)
 
@@ -470,7 +470,7 @@ def test_a_fork_amid_an_export_waits_for_it():
         warnings.simplefilter("ignore")  # of forks beside threads
         child = os.fork()
     if not child:
-        os._exit(0 if graph._exporting.acquire(timeout=5) else 1)
+        os._exit(0 if graph.exporting.acquire(timeout=5) else 1)
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
 

@@ -581,21 +581,20 @@ def test_no_hooks_are_left(fitted, layer):
 @pytest.mark.parametrize("what", ["pool", "network", "X", "layer"])
 def test_no_hooks_are_left_after_errors(what):
     class Fragile(nn.Sequential):
-        broken = False
+        broken = ""
 
         def forward(self, x):
-            if Fragile.broken:
-                raise ZeroDivisionError
-            return super().forward(x)
+            return fail() if Fragile.broken == "network" else super().forward(x)
+
+    def pool(activation):
+        return fail() if Fragile.broken == "pool" else activation
 
     module = nn.Sequential(nn.Flatten(), Fragile(nn.Linear(64, 12), nn.ReLU()), nn.Linear(12, 10))
-    extractor = ConvFeatureExtractor(module, layer=["0", "1.0", "1.1"]).fit(X)
+    extractor = ConvFeatureExtractor(module, layer=["0", "1.0", "1.1"], pool=pool).fit(X)
     expected = extractor.transform(X_new)
     error = ZeroDivisionError
-    if what == "pool":
-        extractor.pool = fail
-    elif what == "network":
-        Fragile.broken = True
+    if what in ("pool", "network"):
+        Fragile.broken = what
     elif what == "layer":
         error = ValueError
         with pytest.raises(error):
@@ -605,8 +604,7 @@ def test_no_hooks_are_left_after_errors(what):
     with pytest.raises(error):
         extractor.transform(X_new if what in ("pool", "network") else X_new * np.nan)
     assert hooks_of(extractor.module_) == []
-    extractor.pool = "auto"
-    Fragile.broken = False
+    Fragile.broken = ""
     assert_array_equal(extractor.transform(X_new), expected)
 
 

@@ -279,6 +279,8 @@ def cached(value):
                 (SlottedAndMore(1), SlottedAndMore(2)),
                 (Recent([1]), Recent([2])),
                 (lambda *x: x, lambda **x: x),
+                (np.array(0, "M8[s]"), np.array(1, "M8[s]")),
+                (np.zeros((0, 2)), np.zeros((0, 3))),
                 (np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 2], mask=[1, 0])),
             ]
         ),
