@@ -23,7 +23,7 @@ from .._activations.taps import (
 from .._activations.tracing import trace_layers
 
 OPSET = 18
-PIXELS, FEATURES = "pixels", "features"
+PIXELS, PREPARED, FEATURES = "pixels", "prepared", "features"
 
 # Filters of warnings, and what the exporter notes of a trace, are one for all threads; and a fork
 # waits, for in a child that is made amid an export no other could begin.
@@ -110,6 +110,29 @@ class Graph:
             layers, behind, io_map=list(zip(wanted, inputs, strict=True)), prefix2="pooled/"
         )
         return joined.SerializeToString()
+
+
+def behind(front, images, model):
+    """Return the bytes of a model that begins with ``front``, a module that prepares pixels.
+
+    Parameters
+    ----------
+    front : torch.nn.Module
+    images : torch.Tensor
+        A few of those that the result takes.
+    model : bytes
+        Of a model that takes prepared pixels.
+    """
+    import onnx
+
+    front = copy.deepcopy(front)
+    first = onnx.load_from_string(export(front, (images,), [PIXELS], [PREPARED]))
+    second = onnx.load_from_string(model)
+    first.ir_version = second.ir_version
+    io_map = [(PREPARED, PIXELS)]
+    joined = onnx.compose.merge_models(first, second, io_map=io_map, prefix2="network/")
+    del joined.opset_import[1:]  # which are the same
+    return joined.SerializeToString()
 
 
 def _all_taps(trace, network):

@@ -7,10 +7,11 @@ import weakref
 from collections import deque
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from .._platform.digests import Undigestible, digest_of
-from .graph import PIXELS, Graph, NotExportable, by_either_exporter, first_line
+from .graph import PIXELS, Graph, NotExportable, behind, by_either_exporter, first_line
 
 # Of a layer's largest value: as far as its results may be from torch's.
 TOLERANCE = 1e-4
@@ -60,14 +61,14 @@ class _Registry:
         known = self.known.get(network)
         if known is None or not known.stamp.still_holds():
             with self.lock:
-                stamp = _Stamp(network.body)
+                stamp = _Stamp(network)
                 known = self.known[network] = _Known(stamp, self._sessions_of(network))
                 self.last.append(known.sessions)
         return known
 
     def _sessions_of(self, network):
         try:
-            return self.shared.setdefault(digest_of(network.body), _Sessions())
+            return self.shared.setdefault(digest_of((network.prepare, network.body)), _Sessions())
         except Undigestible:
             return _Sessions()
 
@@ -121,7 +122,7 @@ class SessionRun:
 
     engine = "onnxruntime"
 
-    # Its threads and torch's, which prepare the pixels, wait for each other at each change.
+    # Its threads and torch's wait for each other at each change.
     piece_values = 2**22
 
     def __init__(self, network, tap_set, in_torch, is_required):
@@ -129,8 +130,8 @@ class SessionRun:
         self.in_torch, self.is_required = in_torch, is_required
 
     def __call__(self, x):  # (N, C, H, W) -> (N, n_features)
-        pixels = self.network.prepare(x)
-        session = self._session(x, pixels.shape[1:])
+        pixels = self._input(x)
+        session = self._session(x, (pixels.shape[1:], pixels.dtype))
         if isinstance(session, NotExportable):
             return self._instead(session, x)
         try:
@@ -138,8 +139,16 @@ class SessionRun:
         except NotExportable as error:
             return self._instead(error, x)
 
-    def _session(self, x, size):
-        key = size, self.tap_set, self.is_required, torch.get_num_threads()
+    def _input(self, x):
+        """Return what sessions take: images as they come, unless these are resized or cropped."""
+        prepare = self.network.prepare
+        if prepare.fitting is not None:
+            return prepare(x)
+        prepare.check(x)
+        return x
+
+    def _session(self, x, form):
+        key = form, self.tap_set, self.is_required, torch.get_num_threads()
         known = _registry.find(self.network)
         session = known.sessions.made.get(key) if key in known.tried else None
         if session is None:
@@ -147,7 +156,7 @@ class SessionRun:
                 few = x[torch.arange(max(TRIED)) % len(x)]
                 session = self._tried(known, key, few) or self._made(known, key, few)
                 known.tried.add(key)
-                known.stamp = _Stamp(self.network.body)  # a pass may have changed its buffers
+                known.stamp = _Stamp(self.network)  # a pass may have changed its buffers
         return session
 
     def _tried(self, known, key, images):
@@ -167,7 +176,7 @@ class SessionRun:
         graphs = known.sessions.graphs
         try:
             session = by_either_exporter(
-                lambda by_tracing: self._make(graphs, (key[0], by_tracing), images),
+                lambda by_tracing: self._make(graphs, by_tracing, images),
                 both=self.is_required,
             )
         except NotExportable as error:
@@ -175,20 +184,23 @@ class SessionRun:
             session = NotExportable(str(error))
         return known.sessions.keep(key, session)
 
-    def _make(self, graphs, key, images):
+    def _make(self, graphs, by_tracing, images):
         """Return a new session that has been tried with ``images``."""
         with not_exportable():
             pixels = self.network.prepare(images)
+            key = pixels.shape[1:], by_tracing
             if key not in graphs:
-                graphs[key] = Graph(self.network, pixels, by_tracing=key[1])
+                graphs[key] = Graph(self.network, pixels, by_tracing)
             taps, deepest = self.tap_set.taps, self.tap_set.deepest
-            activations = self.network.activations(taps, deepest, images)
-            session = start_session(graphs[key].cut(self.tap_set, activations))
+            model = graphs[key].cut(self.tap_set, self.network.activations(taps, deepest, images))
+            if self._input(images) is images:
+                model = behind(self.network.prepare, images, model)
+            session = start_session(model)
             self._try(session, images)
         return session
 
     def _try(self, session, images):
-        try_session(session, self.tap_set, images, self.network.prepare, self.in_torch)
+        try_session(session, self.tap_set, images, self._input, self.in_torch)
 
     def _instead(self, error, x):
         if self.is_required:
@@ -298,7 +310,7 @@ def start_session(model):
 
 
 def _run(session, pixels):
-    pixels = pixels.contiguous().numpy()
+    pixels = np.ascontiguousarray(pixels.numpy())  # on this thread alone, unlike torch
     try:  # a context takes longer to enter than all else here
         (features,) = session.run(None, {PIXELS: pixels})
     except Exception as error:

@@ -40,6 +40,8 @@ from .._training.training import train
 from .targets import check_labels, combined_weights, encode_labels, hold_out
 from .undo import undone_if_it_fails
 
+SOFTMAX_VALUES = 2**11
+
 
 class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
     """Convolutional network as a classifier.
@@ -458,8 +460,13 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        logits = torch.from_numpy(self._logits(X))
-        return torch.softmax(logits, 1, out=logits).numpy()
+        probabilities = torch.from_numpy(self._logits(X))
+        # So few values that torch takes one thread: others would wait for those of ONNX Runtime.
+        n = max(1, SOFTMAX_VALUES // len(self.classes_))
+        for start in range(0, len(probabilities), n):
+            rows = probabilities[start : start + n]
+            torch.softmax(rows, 1, out=rows)
+        return probabilities.numpy()
 
     def predict(self, X: ImagesLike) -> NDArray[Any]:
         """Return the most probable class of each image.

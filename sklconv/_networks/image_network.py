@@ -20,6 +20,8 @@ class PreparePixels(nn.Module):
     value that they had at fit, where that is known.
     """
 
+    fitting = None  # it neither resizes nor crops
+
     def __init__(self, mean=None, std=None, largest=None):
         super().__init__()
         self.largest = largest
@@ -33,6 +35,9 @@ class PreparePixels(nn.Module):
     def unpack_bytes(self, x):
         """Return uint8 pixels as floats that mean the same to `forward`."""
         return x.float() if self.standardize else x.float().div_(255)
+
+    def check(self, x):
+        """Raise if ``x`` can't be prepared: there are no such pixels."""
 
     def forward(self, x):  # (N, C, H, W), any real dtype -> float32
         # A copy: neither this nor what comes behind may write into X. Its strides are those of one

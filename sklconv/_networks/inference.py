@@ -67,7 +67,7 @@ def iterate_outputs(network, images, run, name, batch_size=None, rows=None):
 def collect_outputs(network, images, run, name, batch_size=None):
     """Return what `iterate_outputs` yields as one array."""
     n, start = len(images), 0
-    if n <= (batch_size or _default_batch_size(network, images)):
+    if n <= (batch_size or DEFAULT_BATCH_SIZE):  # of the defaults the smaller: less to ask
         batch = images.batch(slice(0, n), network.device, name)
         warn_of_scale(network.prepare.largest, batch)
         return _evaluate(network, batch, run).numpy()
@@ -152,8 +152,8 @@ def _evaluate(network, batch, run):
         if missing:
             # With an image, for zeros may be no pixels: a backbone's range can exclude them.
             batch = torch.cat([batch, batch[:1].expand(missing, -1, -1, -1)])
-        size = _piece_size(network, batch, getattr(run, "piece_values", PIECE_VALUES))
-        if len(batch) <= size:
+        n_values = getattr(run, "piece_values", PIECE_VALUES)
+        if n <= PIECE_IMAGES or n <= (size := _piece_size(network, batch, n_values)):
             output = run(batch)
         else:
             output = torch.cat([run(piece) for piece in batch.split(size)])

@@ -307,7 +307,7 @@ class PrepareForWeights(nn.Module):
         self.fitting = None
 
     def forward(self, x):  # (N, C, H, W), any real dtype -> (N, channels, *size), float32
-        self._check_range(x)
+        self.check(x)
         x = self._matched(self._scaled(x) if self.fitting is None else self._resized(x))
         if self.standardize:
             x.sub_(self.mean).div_(self.std)  # a copy by now
@@ -317,7 +317,8 @@ class PrepareForWeights(nn.Module):
         """Return uint8 pixels as floats that mean the same to `forward`."""
         return x.to(torch.float32).mul_((self.high - self.low) / 255).add_(self.low)
 
-    def _check_range(self, x):
+    def check(self, x):
+        """Raise if ``x`` goes beyond the range that is known of it."""
         if x.dtype == torch.uint8 or not self.has_range:
             return
         least, most = (float(v) for v in x.aminmax())

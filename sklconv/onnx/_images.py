@@ -8,19 +8,11 @@ from torch import nn
 
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import output_taps
-from .._engines.graph import (
-    PIXELS,
-    Graph,
-    NotExportable,
-    by_either_exporter,
-    export,
-    exporting,
-)
+from .._engines.graph import Graph, NotExportable, behind, by_either_exporter, exporting
 from .._engines.runtime import not_exportable, start_session, try_session
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.devices import without_autocast
 
-PREPARED = "prepared"
 N_EXAMPLES = 3
 
 
@@ -88,33 +80,21 @@ class _ImagesToPixels(nn.Module):
 
 @not_exportable()
 def _tried_graph(network, tap_set, way, images, by_tracing):
+    import onnx
+
     front = _ImagesToPixels(network.prepare, way)
     x = front.channels_first(images)
     graph = Graph(network, network.prepare(x), by_tracing)
     activations = network.activations(tap_set.taps, tap_set.deepest, x)
-    model = _joined(
-        export(front, (images,), [PIXELS], [PREPARED]), graph.cut(tap_set, activations)
-    )
+    model = behind(front, images, graph.cut(tap_set, activations))
     try_session(
-        start_session(model.SerializeToString()),
+        start_session(model),
         tap_set,
         images,
         prepare=lambda images: images,
         in_torch=lambda images: tap_set.compute(network, front.channels_first(images), "float32"),
     )
-    return model
-
-
-def _joined(front, network):
-    """Return two models' bytes as one model, the second behind the first."""
-    import onnx
-
-    first, second = onnx.load_from_string(front), onnx.load_from_string(network)
-    first.ir_version = second.ir_version
-    io_map = [(PREPARED, PIXELS)]
-    joined = onnx.compose.merge_models(first, second, io_map=io_map, prefix2="network/")
-    del joined.opset_import[1:]  # which are the same
-    return joined
+    return onnx.load_from_string(model)
 
 
 def _some_images(prepare, shape, dtype):
