@@ -6,7 +6,6 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .._platform.layouts import favours_onednn
 from ._conv import ConvStage
 from ._dense import DenseStage
 from ._dropout import DropoutModule
@@ -73,13 +72,14 @@ class LayerStack(nn.Sequential):
     def lay_out_weights(self, training):
         """Put the convolutions' weights into the order that suits ``training`` or inference.
 
-        oneDNN's tensors need them in torch's own order. Dense images (few at a time on a CPU, all
-        on a GPU) are channels last, and so should the weights be.
+        oneDNN's tensors need them in torch's own order, and so do optimizers that flatten
+        gradients (LBFGS). Dense images (few at a time on a CPU, all on a GPU) are channels last,
+        and so should the weights be.
         """
         for stage in self._stages:
             if isinstance(stage, ConvStage) and stage.takes_onednn:
                 weight = stage.conv.weight
-                own = training and weight.device.type == "cpu" and favours_onednn()
+                own = training and weight.device.type == "cpu"
                 layout = torch.contiguous_format if own else torch.channels_last
                 weight.data = weight.data.contiguous(memory_format=layout)
 
