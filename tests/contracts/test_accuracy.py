@@ -47,6 +47,6 @@ def test_an_svm_on_dense_features_of_mnist(mnist, mnist_net):
     X_train, X_test, y_train, y_test = mnist
     frozen = FrozenEstimator(mnist_net)
     model = make_pipeline(ConvFeatureExtractor(frozen, layer="dense"), SVC(C=10))
-    # From 10,000 of the network's 60,000 rows an SVM loses 0.001 to 0.003, by how bits are rounded.
+    # From a sixth of the network's rows an SVM loses 0.001 to 0.003, by how bits are rounded.
     model.fit(X_train[:30_000], y_train[:30_000])
     assert model.score(X_test, y_test) >= mnist_net.score(X_test, y_test) - 0.002
