@@ -104,15 +104,11 @@ class Graph:
         layers = onnx.utils.Extractor(self._model).extract_model([PIXELS], wanted)
         inputs = _names("activation", wanted)
         pooling = _Pooling(tap_set)
-        behind = onnx.load_from_string(export(pooling, activations, inputs, [FEATURES]))
-        behind.ir_version = layers.ir_version
-        joined = onnx.compose.merge_models(
-            layers, behind, io_map=list(zip(wanted, inputs, strict=True)), prefix2="pooled/"
-        )
-        return joined.SerializeToString()
+        pooled = onnx.load_from_string(export(pooling, activations, inputs, [FEATURES]))
+        return _chained(layers, pooled, list(zip(wanted, inputs, strict=True)), "pooled/")
 
 
-def behind(front, images, model):
+def with_front(front, images, model):
     """Return the bytes of a model that begins with ``front``, a module that prepares pixels.
 
     Parameters
@@ -127,10 +123,15 @@ def behind(front, images, model):
 
     front = copy.deepcopy(front)
     first = onnx.load_from_string(export(front, (images,), [PIXELS], [PREPARED]))
-    second = onnx.load_from_string(model)
-    first.ir_version = second.ir_version
-    io_map = [(PREPARED, PIXELS)]
-    joined = onnx.compose.merge_models(first, second, io_map=io_map, prefix2="network/")
+    return _chained(first, onnx.load_from_string(model), [(PREPARED, PIXELS)], "network/")
+
+
+def _chained(first, second, io_map, prefix):
+    """Return the bytes of two models as one; the second's names begin with ``prefix``."""
+    import onnx
+
+    second.ir_version = first.ir_version
+    joined = onnx.compose.merge_models(first, second, io_map=io_map, prefix2=prefix)
     del joined.opset_import[1:]  # which are the same
     return joined.SerializeToString()
 

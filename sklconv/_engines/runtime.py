@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .._platform.digests import Undigestible, digest_of
-from .graph import PIXELS, Graph, NotExportable, behind, by_either_exporter, first_line
+from .graph import PIXELS, Graph, NotExportable, by_either_exporter, first_line, with_front
 
 # Of a layer's largest value: as far as its results may be from torch's.
 TOLERANCE = 1e-4
@@ -194,7 +194,7 @@ class SessionRun:
             taps, deepest = self.tap_set.taps, self.tap_set.deepest
             model = graphs[key].cut(self.tap_set, self.network.activations(taps, deepest, images))
             if self._input(images) is images:
-                model = behind(self.network.prepare, images, model)
+                model = with_front(self.network.prepare, images, model)
             session = start_session(model)
             self._try(session, images)
         return session

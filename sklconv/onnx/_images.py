@@ -8,7 +8,7 @@ from torch import nn
 
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import output_taps
-from .._engines.graph import Graph, NotExportable, behind, by_either_exporter, exporting
+from .._engines.graph import Graph, NotExportable, by_either_exporter, exporting, with_front
 from .._engines.runtime import not_exportable, start_session, try_session
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.devices import without_autocast
@@ -86,7 +86,7 @@ def _tried_graph(network, tap_set, way, images, by_tracing):
     x = front.channels_first(images)
     graph = Graph(network, network.prepare(x), by_tracing)
     activations = network.activations(tap_set.taps, tap_set.deepest, x)
-    model = behind(front, images, graph.cut(tap_set, activations))
+    model = with_front(front, images, graph.cut(tap_set, activations))
     try_session(
         start_session(model),
         tap_set,
