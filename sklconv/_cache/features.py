@@ -36,9 +36,14 @@ class KeptFeatures:
     """
 
     def __init__(self, folder, network, tap_set, precision, engines, images):
-        self.folder, self.tap_set, self.engines, self.images = folder, tap_set, engines, images
+        self.folder, self.tap_set, self.images = folder, tap_set, images
         made_by = network.prepare, network.body, precision, str(network.device)
-        self.base = digest_of((made_by, versions()))
+        base = digest_of((made_by, versions()))
+        # Of each layer, by each engine.
+        self.bases = [
+            [digest_of((base, layer.tap, layer.pool, engine)).encode() for engine in engines]
+            for layer in tap_set.tapped
+        ]
         self.digests = images.digests()
 
     def whole(self, compute):
@@ -47,16 +52,15 @@ class KeptFeatures:
         Parameters
         ----------
         compute : callable
-            Takes rows, an array of int or None for all; yields batches of features.
+            Returns them.
         """
         if None in self.digests:
-            return np.concatenate(list(compute(None)))
-        images, taps = b"".join(self.digests), (self.tap_set.taps, self.tap_set.pools)
-        made_by = self.base, taps, self.engines[0], images, circumstances()
-        name = f"features/{digest_of(made_by)}"
+            return compute()
+        made_by = [by_engine[0] for by_engine in self.bases], b"".join(self.digests)
+        name = f"features/{digest_of((*made_by, circumstances()))}"
         features = self.folder.load(name)
         if features is None:
-            features = np.concatenate(list(compute(None)))
+            features = compute()
             if not self.images.bad:  # what can't be read now may be later
                 self.folder.keep(name, features)
         return features
@@ -64,7 +68,10 @@ class KeptFeatures:
     def by_row(self, compute):
         """Return features of which each image's are kept by themselves, equal to rounding.
 
-        ``compute`` is as in `whole`.
+        Parameters
+        ----------
+        compute : callable
+            Takes rows, an array of int; yields batches of their features.
         """
         digests = self.digests
         features = np.empty((len(digests), self.tap_set.n_features), np.float32)
@@ -121,12 +128,10 @@ class KeptFeatures:
 
     def _keys(self, digests):
         """Return for each layer, for each image, the keys that serve."""
-        keys = []
-        for layer in self.tap_set.tapped:
-            how = self.base, layer.tap, layer.pool
-            bases = [digest_of((*how, engine)).encode() for engine in self.engines]
-            keys.append([[_key(base, d) for base in bases if d is not None] for d in digests])
-        return keys
+        return [
+            [[_key(base, d) for base in by_engine if d is not None] for d in digests]
+            for by_engine in self.bases
+        ]
 
 
 def _key(base, digest):

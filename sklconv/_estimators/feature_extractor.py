@@ -96,7 +96,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         images of at most 1,024 values, else 128.
     engine : {"auto", "torch", "onnxruntime"} or None, default=None
         What computes the features. ``"onnxruntime"`` is ONNX Runtime (the extra
-        ``onnxruntime``), on a CPU 1.5 to 3 times as fast as torch, once a network has been
+        ``onnxruntime``), on a CPU 1.3 to 3.5 times as fast as torch, once a network has been
         exported, which takes some seconds. ``"auto"`` takes it for modules, Backbones and frozen
         classifiers where it is installed and the images of the call are enough work to pay for
         that; networks that can't be exported stay in torch, with a warning. None: as the
@@ -543,11 +543,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             say(f"these features are not kept: {error}")
             return self._compute(images)
 
-        def compute(rows):
-            return iterate_outputs(network, images, run, name, self.batch_size, rows)
-
-        by_row = not self._trains() and self._taps.multiply_adds >= WORTH_A_ROW
-        return (kept.by_row if by_row else kept.whole)(compute)
+        if self._trains() or self._taps.multiply_adds < WORTH_A_ROW:
+            return kept.whole(lambda: self._compute(images))
+        return kept.by_row(
+            lambda rows: iterate_outputs(network, images, run, name, self.batch_size, rows)
+        )
 
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()
