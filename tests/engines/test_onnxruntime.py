@@ -13,6 +13,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from exported_networks import Branches, Branching, ScaledByTheirNumber
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
@@ -35,43 +36,11 @@ PHOTOS = np.random.default_rng(0).integers(0, 256, (7, 3, 20, 24), dtype=np.uint
 TOLERANCE = 1e-4
 
 
-class Branches(nn.Module):
-    """A layer called twice, work in place, and a batch norm."""
-
-    def __init__(self, channels=3):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Conv2d(channels, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.again = nn.Conv2d(6, 6, 3, padding=1, groups=2)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(6, 4)
-
-    def forward(self, x):
-        x = self.relu(self.norm(self.first(x)))
-        x = x + self.again(self.relu(self.again(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-class Branching(Branches):
-    """What it computes depends on its input's values."""
-
-    def forward(self, x):
-        return super().forward(x) * (1 if x.mean() > 0.4 else -1)
-
-
 class CentredOnTheBatch(Branches):
     """An image's output depends on the others."""
 
     def forward(self, x):
         return super().forward(x - x.mean(0))
-
-
-class ScaledByTheirNumber(Branches):
-    """What the quick exporter takes for a constant."""
-
-    def forward(self, x):
-        return super().forward(x * len(x))
 
 
 FACTORS = [1.0]

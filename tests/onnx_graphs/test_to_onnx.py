@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from exported_networks import Branches, Branching, ScaledByTheirNumber
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
@@ -50,38 +51,6 @@ def net(module="auto", **params):
 
 def logistic():
     return LogisticRegression(C=0.01, max_iter=1000)
-
-
-class Branches(nn.Module):
-    """A layer called twice, work in place, and a batch norm."""
-
-    def __init__(self, channels=3):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Conv2d(channels, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.again = nn.Conv2d(6, 6, 3, padding=1, groups=2)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc = nn.Linear(6, 4)
-
-    def forward(self, x):
-        x = self.relu(self.norm(self.first(x)))
-        x = x + self.again(self.relu(self.again(x)))
-        return self.fc(x.mean((2, 3)))
-
-
-class Branching(Branches):
-    """What it computes depends on its input's values."""
-
-    def forward(self, x):
-        return super().forward(x) * (1 if x.mean() > 0.4 else -1)
-
-
-class ScaledByTheirNumber(Branches):
-    """What exporters take for a constant."""
-
-    def forward(self, x):
-        return super().forward(x * len(x))
 
 
 class Sampled(Branches):
