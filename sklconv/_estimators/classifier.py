@@ -40,6 +40,7 @@ from .._training.training import train
 from .targets import check_labels, combined_weights, encode_labels, hold_out
 from .undo import undone_if_it_fails
 
+# Values that a softmax takes at a time.
 SOFTMAX_VALUES = 2**11
 
 
@@ -122,7 +123,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Further parameters of skorch's net, such as ``{"criterion__label_smoothing": 0.1}``.
     engine : {"auto", "torch", "onnxruntime"}, default="auto"
         What computes predictions; training is torch's. ``"onnxruntime"`` is ONNX Runtime (the
-        extra ``onnxruntime``): one digit takes it about half of torch's time. The network is
+        extra ``onnxruntime``): one digit takes it about a third of torch's time. The network is
         exported at the first prediction after a fit, which takes up to some seconds. ``"auto"`` is
         torch.
     device : str, default="auto"
