@@ -22,11 +22,6 @@ def as_bytes(x):
     return x.round_().clamp_(0, 255)
 
 
-def in_unit_range(x):
-    """Cut off values outside of [0, 1], in place: "bicubic" overshoots at edges."""
-    return x.clamp_(0, 1)
-
-
 def resample(x, spans, interpolation, finish=None):
     """Return what `part_needed` left over, resized to what is kept of the rows and columns.
 

@@ -18,7 +18,7 @@ from torch import nn
 from .._images.cropping import Fitting, border_fill
 from .._images.files import FileOptions
 from .._images.forms import holds_files
-from .._images.resampling import as_bytes, in_unit_range, part_needed, resample
+from .._images.resampling import as_bytes, part_needed, resample
 from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import weights_channels_last
 from .._platform.passes import pass_hooks
@@ -308,10 +308,12 @@ class PrepareForWeights(nn.Module):
 
     def forward(self, x):  # (N, C, H, W), any real dtype -> (N, channels, *size), float32
         self.check(x)
-        x = self._matched(self._scaled(x) if self.fitting is None else self._resized(x))
+        low, width = self._span(x.dtype)
+        x = self._matched(self._resized(x, low, width) if self.fitting else _as_floats(x))
+        # In place, of a copy, and in as few passes over the pixels as can be.
         if self.standardize:
-            x.sub_(self.mean).div_(self.std)  # a copy by now
-        return x
+            return x.sub_(low + width * self.mean).div_(width * self.std)
+        return x if (low, width) == (0, 1) else x.sub_(low).div_(width)
 
     def unpack_bytes(self, x):
         """Return uint8 pixels as floats that mean the same to `forward`."""
@@ -330,12 +332,11 @@ class PrepareForWeights(nn.Module):
                 "uint8; pass uint8, or say what they span: Backbone(..., value_range=(low, high))"
             )
 
-    def _scaled(self, x):
-        """Return a copy of ``x`` whose values span [0, 1], if their range is known."""
-        scaled = x.to(torch.float32, copy=True)
-        if x.dtype == torch.uint8:
-            return scaled.div_(255)
-        return scaled.sub_(self.low).div_(self.high - self.low) if self.has_range else scaled
+    def _span(self, dtype):
+        """Return which value is to become 0, and how far from it the one that is to become 1."""
+        if dtype == torch.uint8:
+            return 0, 255
+        return (self.low, self.high - self.low) if self.has_range else (0, 1)
 
     def _matched(self, x):
         came = x.shape[1]
@@ -354,26 +355,26 @@ class PrepareForWeights(nn.Module):
             f"grey is repeated, anything else is for you to convert{hint}"
         )
 
-    def _resized(self, x):
+    def _resized(self, x, low, width):
         size = [int(n) for n in x.shape[2:]]  # torch's exporter makes tensors of them
         spans = self.fitting.spans(size, self.size)
         interpolation = self.fitting.interpolation
         # First the cut: most of a photograph's pixels need not become floats.
         x = part_needed(x, spans, interpolation)
-        if x.dtype == torch.uint8:
-            # As bytes, which is how the weights' library and files are resized.
-            x = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-            x = resample(x, spans, interpolation, as_bytes).div_(255)
-        else:
-            finish = in_unit_range if self.has_range else None
-            x = resample(self._scaled(x), spans, interpolation, finish)
-        return self._padded(x, spans)
+        finish = None
+        if x.dtype == torch.uint8:  # which the weights' library and files resize as bytes
+            finish = as_bytes
+        elif self.has_range:  # beyond which "bicubic" overshoots at edges
+            finish = functools.partial(torch.clamp_, min=low, max=low + width)
+        x = resample(_as_floats(x, torch.contiguous_format), spans, interpolation, finish)
+        return self._padded(x, spans, low, width)
 
-    def _padded(self, x, spans):
+    def _padded(self, x, spans, low, width):
         rows, columns = spans
         if not (rows.is_padded or columns.is_padded):
             return x
         fill = torch.tensor(self.fitting.fill, device=x.device).view(1, -1, 1, 1)
+        fill = low + width * fill
         channels = max(x.shape[1], fill.shape[1])
         padded = fill.expand(x.shape[0], channels, rows.target, columns.target).contiguous()
         padded[:, :, rows.kept, columns.kept] = x
@@ -382,6 +383,11 @@ class PrepareForWeights(nn.Module):
     def extra_repr(self):
         statistics = "".join(f", {name}={v.flatten()}" for name, v in self.named_buffers())
         return f"channels={self.channels}, size={self.size}, fitting={self.fitting}{statistics}"
+
+
+def _as_floats(x, memory_format=torch.preserve_format):
+    """Return a copy, which may be written into."""
+    return x.to(torch.float32, copy=True, memory_format=memory_format)
 
 
 def _create(network, weights, size):
