@@ -1,9 +1,10 @@
 """Where and how a network computes: device, precision, memory."""
 
+import ctypes
 import functools
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -95,3 +96,27 @@ def keep_freed_memory():
     """
     if sys.platform == "linux":
         torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+# Of glibc's malloc.h: parameters of mallopt, and up to which block it adjusts them by itself.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_BLOCK = 32 * 2**20
+
+
+@contextmanager
+def keeping_freed_memory(n_bytes=2**30):
+    """Have glibc keep all freed blocks of up to 32 MB, ``n_bytes`` at most, within the context.
+
+    The activations of a training step are freed together, and the next step needs as many.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
+    mallopt(M_TRIM_THRESHOLD, n_bytes)
+    try:
+        yield
+    finally:
+        mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_BLOCK)

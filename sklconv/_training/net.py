@@ -19,7 +19,7 @@ from skorch.utils import TeeGenerator
 
 from .._images.batches import ImageSet, SkorchBatches, augmented, training_batches
 from .._images.sources import slices
-from .._platform.devices import keep_freed_memory
+from .._platform.devices import keeping_freed_memory
 from .optimizers import OPTIMIZERS, lean_step, optimizer_settings
 from .pieces import backward_in_pieces, cut_in_pieces
 from .state import TrainingState, set_values, values_of
@@ -87,10 +87,9 @@ class LeanNet(NeuralNetClassifier):
         valid = None if training.valid is None else _as_dataset(training.valid)
         datasets = {"dataset_train": _as_dataset(training.train), "dataset_valid": valid}
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
-        keep_freed_memory()
         self.notify("on_train_begin", **everything)
         try:
-            with self._losses_to_weigh(training):
+            with keeping_freed_memory(), self._losses_to_weigh(training):
                 self._train_epochs(training, state, datasets)
         except KeyboardInterrupt:
             self.notify("on_train_end", **everything)
