@@ -7,10 +7,12 @@ import pickle
 import sqlite3
 import stat
 import warnings
+import zlib
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .._platform.digests import digest_of
@@ -43,34 +45,53 @@ class Folder:
 
     def load(self, name):
         """Return what is kept under ``name``, or None. What is damaged is as good as not there."""
-        try:
-            content = memoryview((self.path / name).read_bytes())
-        except OSError:
-            return None
-        kept, checksum = content[CHECKSUM_BYTES:], content[:CHECKSUM_BYTES]
-        try:
-            if checksum != checksum_of(kept, name.encode()):
-                raise ValueError("it is damaged")
-            return pickle.loads(kept)
-        except Exception as error:  # what a pickle raises is the affair of what it holds
-            say(f"{self.path / name} can't be read ({error}): it is computed anew")
-            return None
+        content = self.read(name)
+        return None if content is None else self.unpickled(name, content)
 
     def keep(self, name, value):
         """Keep ``value`` under ``name``."""
         try:
-            kept = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception as error:  # likewise
+            content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception as error:  # what a pickle raises is the affair of what it holds
             say(f"what can't be pickled is not kept: {error}")
         else:
-            self.attempt(self._write, name, kept)
+            self.write(name, content)
 
-    def _write(self, name, kept):
+    def unpickled(self, name, content):
+        """Return the value that `keep` has made ``content`` of, or None."""
+        try:
+            return pickle.loads(content)
+        except Exception as error:  # likewise
+            self._say_unreadable(name, error)
+            return None
+
+    def read(self, name):
+        """Return the bytes that are kept under ``name``, an array of uint8, or None."""
+        try:
+            with open(self.path / name, "rb") as file:
+                content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+                n_read = file.readinto(content.data)
+        except OSError:
+            return None
+        end = max(0, n_read - CHECKSUM_BYTES)
+        if content[end:].tobytes() != checksum_of(content[:end], name.encode()):
+            self._say_unreadable(name, "it is damaged")
+            return None
+        return content[:end]
+
+    def write(self, name, content):
+        """Keep ``content``, bytes or an array, under ``name``."""
+        self.attempt(self._write, name, content)
+
+    def _write(self, name, content):
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:
-            file.write(checksum_of(kept, name.encode()))
-            file.write(kept)
+            file.write(content)
+            file.write(checksum_of(content, name.encode()))
+
+    def _say_unreadable(self, name, why):
+        say(f"{self.path / name} can't be read ({why}): it is computed anew")
 
     @contextmanager
     def alone(self, name):
@@ -118,7 +139,9 @@ def say(words):
 
 def checksum_of(content, name):
     """Return a checksum of what is kept under ``name``, bytes, and no other name."""
-    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES, key=name).digest()
+    # Of damage a CRC tells as well as a digest, in a quarter of the time.
+    summed = f"{memoryview(content).nbytes} {zlib.crc32(content)}".encode()
+    return hashlib.blake2b(summed, digest_size=CHECKSUM_BYTES, key=name).digest()
 
 
 @functools.cache

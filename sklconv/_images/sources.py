@@ -2,7 +2,7 @@
 
 import math
 from contextlib import closing
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 
 import numpy as np
 import torch
@@ -93,14 +93,23 @@ class ImageSource:
 
     def digests(self):
         """Return a digest of each image's content as bytes; None for what can't be read."""
-        form = f"{self.shape[1:]} {np.dtype(self.dtype).str}".encode()
+        form = blake2b(self._form(), digest_size=16).digest()
         return [
-            blake2b(
-                image.data, digest_size=16, person=blake2b(form, digest_size=16).digest()
-            ).digest()
+            blake2b(image.data, digest_size=16, person=form).digest()
             for chunk in self.chunks(CHUNK_BYTES)
             for image in np.ascontiguousarray(self[chunk])
         ]
+
+    def digest(self):
+        """Return a digest of all images as bytes, or None if one can't be read."""
+        # CPUs have instructions for it, with which it is 2.5 times as fast as BLAKE2.
+        found = sha256(self._form())
+        for chunk in self.chunks(CHUNK_BYTES):
+            found.update(np.ascontiguousarray(self[chunk]).data)
+        return found.digest()
+
+    def _form(self):
+        return f"{self.shape[1:]} {np.dtype(self.dtype).str} ".encode()
 
     def on_device(self, device):
         """Return the images on a GPU if it pays, and they fit there beside what else it holds."""

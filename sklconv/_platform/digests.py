@@ -26,7 +26,7 @@ def digest_of(value):
 
     It covers names, values and sharing of parameters and buffers; the tree of modules, by class
     and by what stands in their attributes; their hooks; and, of classes and functions that are
-    not torch's own, the code: bytecode, constants, defaults and what it encloses. Globals that
+    not torch's, scikit-learn's or this package's own, the code: bytecode, constants, defaults and what it encloses. Globals that
     code refers to are not followed. Training mode, devices and memory layouts do not count.
 
     Raises
@@ -166,7 +166,7 @@ def _is_code(name, value):
 
 
 def _is_library_code(thing):
-    """Whether a class or function is Python's or torch's own, known by its name, or C's."""
+    """Whether a class or function is one of a library's, known by its name, or C's."""
     if isinstance(thing, type) and not thing.__flags__ & _MADE_BY_PYTHON:
         return True
     module = str(getattr(thing, "__module__", None))
@@ -174,7 +174,7 @@ def _is_library_code(thing):
 
 
 # Not "builtins": what says so and has Python code was made by `exec`.
-_LIBRARIES = {"torch", *sys.stdlib_module_names} - {"builtins"}
+_LIBRARIES = {"torch", "sklearn", "sklconv", *sys.stdlib_module_names} - {"builtins"}
 
 # CPython's flag of classes that a class statement made, among others.
 _MADE_BY_PYTHON = 1 << 9
