@@ -168,7 +168,11 @@ class _Table:
             self.database.close()
             if not isinstance(error, sqlite3.OperationalError):  # it is damaged
                 path.unlink(missing_ok=True)
-            raise
+            if not error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
+                raise
+            # Nobody can write here, nor so much as make the files that keep readers apart.
+            uri = f"{path.absolute().as_uri()}?immutable=1"
+            self.database = sqlite3.connect(uri, uri=True, isolation_level=None)
 
     def close(self):
         self.database.close()

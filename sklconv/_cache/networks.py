@@ -1,7 +1,8 @@
 """Trained networks: an equal fit takes what an earlier one has left."""
 
-import threading
+import sys
 from numbers import Integral
+from operator import attrgetter
 
 import numpy as np
 from torch import nn
@@ -10,7 +11,7 @@ from .._images.files import FileOptions, ImageFiles, item_digest
 from .._images.forms import check_images, holds_files
 from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
-from .._platform.digests import Undigestible, digest_of
+from .._platform.digests import CODE, Undigestible, digest_of
 from .._pretrained.backbones import Backbone
 from .folder import circumstances, say
 
@@ -87,17 +88,15 @@ class KeptNetwork:
     def __init__(self, folder, name, content, unfitted):
         self.unfitted = unfitted
         self._folder, self._name, self._content = folder, name, content
-        self._lock, self._fitted = threading.Lock(), None
+        self._fitted = None
 
     def get(self):
         """Return the classifier, or None if it can't be unpickled."""
-        with self._lock:
-            if self._fitted is None:
-                fitted = self._folder.unpickled(self._name, self._content)
-                if fitted is not None:
-                    self._fitted = fitted.set_params(**self.unfitted.get_params(deep=False))
-                self._content = None
-            return self._fitted
+        if self._fitted is None:
+            fitted = self._folder.unpickled(self._name, self._content)
+            if fitted is not None:
+                self._fitted = fitted.set_params(**self.unfitted.get_params(deep=False))
+        return self._fitted
 
 
 # Files that hold networks which this process has unpickled.
@@ -124,8 +123,40 @@ def _name(classifier, images, targets):
     if X_val is not None:
         data.append(_digest_of_images(classifier, X_val, reset=False))
     labels = [None if target is None else _plain(target) for target in targets]
-    key = digest_of((type(classifier), parameters, data, labels, circumstances()))
+    code: list = []
+    key = digest_of((type(classifier), parameters, data, labels, circumstances()), code)
+    _bring_home(code)
+    _check_names(code)
     return f"networks/{key}"
+
+
+def _bring_home(code):
+    """Have a script's classes and functions be found by name where joblib has sent them.
+
+    Its workers get them by value, but pickles of networks name them.
+    """
+    script = sys.modules["__main__"]
+    for thing in code:
+        name = thing.__qualname__
+        of_script = thing.__module__ == "__main__" and name.isidentifier()
+        if of_script and getattr(script, name, None) is _brought.get(name):
+            _brought[name] = thing
+            setattr(script, name, thing)
+
+
+def _check_names(code):
+    """Raise if a pickle would name something else: in notebooks, classes are written anew."""
+    for thing in code:
+        try:
+            found = attrgetter(thing.__qualname__)(sys.modules[thing.__module__])
+        except (AttributeError, KeyError):  # where it matters, it can't be pickled
+            continue
+        if isinstance(found, CODE) and not any(found is other for other in code):
+            raise Undigestible(f"the name of {thing.__qualname__} stands for another one now")
+
+
+# What `_bring_home` has brought, by its name.
+_brought: dict = {}
 
 
 def _digest_of_weights(weights):

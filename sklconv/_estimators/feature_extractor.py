@@ -29,6 +29,7 @@ from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
 from .._images.forms import ImageFormat, check_image_shape, check_images, refuse_single_photo
+from .._images.sources import digested_once
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
@@ -274,6 +275,25 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             self._look_at_network(images, y, sample_weight)
         return self
 
+    def fit_transform(
+        self, X: ImagesLike, y: ArrayLike | None = None, **fit_params: Any
+    ) -> NDArray[np.float32]:
+        """Train the network, unless it is frozen, find its layers, and return the features of X.
+
+        Parameters
+        ----------
+        X, y
+            As `fit` takes them.
+        **fit_params
+            The other arguments of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features) and dtype float32
+        """
+        with digested_once(X):
+            return self.fit(X, y, **fit_params).transform(X)
+
     def transform(self, X: ImagesLike) -> NDArray[np.float32]:
         """Return the features.
 
@@ -354,9 +374,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return as_table(self._layer_rows)
 
     def __getattr__(self, name):
-        if name == "estimator_" and "_kept" in self.__dict__:
-            self.estimator_ = self._kept.get()
-            return self.estimator_
+        kept = self.__dict__.get("_kept")
+        if name == "estimator_" and kept is not None:
+            # Threads that share this object get one classifier.
+            return self.__dict__.setdefault(name, kept.get())
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getstate__(self):
@@ -426,7 +447,9 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     def _name_of_fit(self, training):
         """Return under which name is kept what a fit notes of the network, or None."""
-        if training.name is None or self._is_auto() or training.classifier.verbose:
+        if training.name is None or training.classifier.verbose:
+            return None
+        if self._is_auto() or callable(self.pool):
             return None
         own = self.get_params(deep=False)
         for name in ("estimator", "memory"):
