@@ -17,13 +17,24 @@ WORTH_A_ROW = 2e7
 LOOKED_UP = 256
 
 
+def digest_of_network(network):
+    """Return a digest of what decides on features: weights and code, and where it computes.
+
+    Raises
+    ------
+    Undigestible
+    """
+    return digest_of((network.prepare, network.body, str(network.device)))
+
+
 class KeptFeatures:
     """Features of a fitted network, computed where a folder does not have them.
 
     Parameters
     ----------
     folder : Folder
-    network : ImageNetwork
+    network_digest : str
+        As `digest_of_network` returns it.
     tap_set : TapSet
     precision : {"float32", "bfloat16"}
     engines : sequence of str
@@ -35,16 +46,15 @@ class KeptFeatures:
     Undigestible
     """
 
-    def __init__(self, folder, network, tap_set, precision, engines, images):
+    def __init__(self, folder, network_digest, tap_set, precision, engines, images):
         self.folder, self.tap_set, self.images = folder, tap_set, images
-        made_by = network.prepare, network.body, precision, str(network.device)
-        base = digest_of((made_by, versions()))
+        self.engines = engines
+        base = digest_of((network_digest, precision, versions()))
         # Of each layer, by each engine.
         self.bases = [
-            [digest_of((base, layer.tap, layer.pool, engine)).encode() for engine in engines]
+            [digest_of((base, vars(layer.tap), layer.pool, engine)).encode() for engine in engines]
             for layer in tap_set.tapped
         ]
-        self.digests = images.digests()
 
     def whole(self, compute):
         """Return features as an earlier call with equal images has left them, to the bit.
@@ -54,15 +64,18 @@ class KeptFeatures:
         compute : callable
             Returns them.
         """
-        if None in self.digests:
+        digest = self.images.digest()
+        if digest is None:
             return compute()
-        made_by = [by_engine[0] for by_engine in self.bases], b"".join(self.digests)
-        name = f"features/{digest_of((*made_by, circumstances()))}"
-        features = self.folder.load(name)
-        if features is None:
-            features = compute()
-            if not self.images.bad:  # what can't be read now may be later
-                self.folder.keep(name, features)
+        made_by = [by_engine[0] for by_engine in self.bases]
+        may_give_up = self.engines[0] != "torch" and len(self.engines) > 1
+        name = f"features/{digest_of((made_by, may_give_up, digest, circumstances()))}"
+        kept = self.folder.read(name)
+        if kept is not None:
+            return kept.view(np.float32).reshape(len(self.images), self.tap_set.n_features)
+        features = compute()
+        if not self.images.bad:  # what can't be read now may be later
+            self.folder.write(name, features)
         return features
 
     def by_row(self, compute):
@@ -71,20 +84,21 @@ class KeptFeatures:
         Parameters
         ----------
         compute : callable
-            Takes rows, an array of int; yields batches of their features.
+            Takes rows, an array of int; yields batches of their features, and which engine has
+            computed each.
         """
-        digests = self.digests
+        digests = self.images.digests()
         features = np.empty((len(digests), self.tap_set.n_features), np.float32)
         missing = self._in_table(self._read, digests, features)
         if missing is None:
             missing = np.arange(len(digests))
         start = 0
-        for batch in compute(missing) if len(missing) else ():
+        for batch, engine in compute(missing) if len(missing) else ():
             rows = missing[start : start + len(batch)]
             features[rows] = batch
             for row, _, _ in self.images.bad or ():
                 digests[row] = None  # it may be read another time
-            self._in_table(self._write, [digests[row] for row in rows], batch)
+            self._in_table(self._write, [digests[row] for row in rows], batch, engine)
             start += len(batch)
         return features
 
@@ -110,13 +124,13 @@ class KeptFeatures:
                         columns[row] = np.frombuffer(kept, np.float32)
         return np.flatnonzero(missing)
 
-    def _write(self, table, digests, features):
-        rows = {}
+    def _write(self, table, digests, features, engine):
+        rows, which = {}, self.engines.index(engine)
         keys = self._keys(digests)
         for columns, several in zip(self._columns(features), keys, strict=True):
             for row, of_row in zip(columns, several, strict=True):
                 if of_row:
-                    rows[of_row[0]] = row.tobytes()
+                    rows[of_row[which]] = row.tobytes()
         table.write(rows)
 
     def _columns(self, features):
@@ -154,7 +168,11 @@ class _Table:
             self.database.close()
             if not isinstance(error, sqlite3.OperationalError):  # it is damaged
                 path.unlink(missing_ok=True)
-            raise
+            if not error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
+                raise
+            # Nobody can write here, nor so much as make the files that keep readers apart.
+            uri = f"{path.absolute().as_uri()}?immutable=1"
+            self.database = sqlite3.connect(uri, uri=True, isolation_level=None)
 
     def close(self):
         self.database.close()

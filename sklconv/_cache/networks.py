@@ -1,6 +1,8 @@
 """Trained networks: an equal fit takes what an earlier one has left."""
 
+import sys
 from numbers import Integral
+from operator import attrgetter
 
 import numpy as np
 from torch import nn
@@ -9,7 +11,7 @@ from .._images.files import FileOptions, ImageFiles, item_digest
 from .._images.forms import check_images, holds_files
 from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
-from .._platform.digests import Undigestible, digest_of
+from .._platform.digests import CODE, Undigestible, digest_of
 from .._pretrained.backbones import Backbone
 from .folder import circumstances, say
 
@@ -17,8 +19,8 @@ from .folder import circumstances, say
 NOT_OF_TRAINING = ("verbose", "engine")
 
 
-def fit_once(folder, classifier, X, y, sample_weight, X_val, y_val):
-    """Return ``classifier`` fitted, or an equal one that was kept.
+class Training:
+    """A fit of a classifier, or what an equal one has left in a folder.
 
     Parameters
     ----------
@@ -26,26 +28,79 @@ def fit_once(folder, classifier, X, y, sample_weight, X_val, y_val):
     classifier : ConvNetClassifier
     X, y, sample_weight, X_val, y_val
         As its ``fit`` takes them.
+
+    Attributes
+    ----------
+    name : str or None
+        Under which the network is kept; None: it is not.
     """
 
-    def fit():
-        return classifier.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
+    def __init__(self, folder, classifier, X, y, sample_weight, X_val, y_val):
+        self.folder, self.classifier, self.name = folder, classifier, None
+        self._data, self._validation = (X, y, sample_weight), {"X_val": X_val, "y_val": y_val}
+        if folder is not None:
+            try:
+                self.name = _name(classifier, (X, X_val), (y, sample_weight, y_val))
+            except Undigestible as error:
+                say(f"this training is not kept: {error}")
 
-    if folder is None:
-        return fit()
-    try:
-        name = _name(classifier, (X, X_val), (y, sample_weight, y_val))
-    except Undigestible as error:
-        say(f"this training is not kept: {error}")
-        return fit()
-    with folder.alone(name):
-        kept = folder.load(name)
+    def fit(self):
+        """Return the classifier fitted, or an equal one that was kept."""
+        if self.name is None:
+            return self._fit()
+        kept = self.recall()
         if kept is None:
-            folder.keep(name, fit())
-            return classifier
-    if classifier.verbose:
-        print(f"{type(classifier).__name__}: an equal fit is taken from {folder.path / name}")
-    return kept.set_params(**classifier.get_params(deep=False))
+            with self.folder.alone(self.name):
+                kept = self.recall()  # of who has had the lock before
+                if kept is None:
+                    self.folder.keep(self.name, self._fit())
+                    return self.classifier
+        return kept.get()
+
+    def recall(self):
+        """Return the `KeptNetwork` of an equal fit, or None."""
+        content = None if self.name is None else self.folder.read(self.name)
+        if content is None:
+            return None
+        kept = KeptNetwork(self.folder, self.name, content, self.classifier)
+        # Once in each process it is known at once, not later, whether it can be unpickled.
+        path = self.folder.path / self.name
+        if path not in _sound and kept.get() is None:
+            return None
+        _sound.add(path)
+        if self.classifier.verbose:
+            print(f"{type(self.classifier).__name__}: an equal fit is taken from {path}")
+        return kept
+
+    def _fit(self):
+        return self.classifier.fit(*self._data, **self._validation)
+
+
+class KeptNetwork:
+    """A fitted classifier that is unpickled when it is first asked for.
+
+    Attributes
+    ----------
+    unfitted : ConvNetClassifier
+        With the same parameters.
+    """
+
+    def __init__(self, folder, name, content, unfitted):
+        self.unfitted = unfitted
+        self._folder, self._name, self._content = folder, name, content
+        self._fitted = None
+
+    def get(self):
+        """Return the classifier, or None if it can't be unpickled."""
+        if self._fitted is None:
+            fitted = self._folder.unpickled(self._name, self._content)
+            if fitted is not None:
+                self._fitted = fitted.set_params(**self.unfitted.get_params(deep=False))
+        return self._fitted
+
+
+# Files that hold networks which this process has unpickled.
+_sound: set = set()
 
 
 def _name(classifier, images, targets):
@@ -68,10 +123,40 @@ def _name(classifier, images, targets):
     if X_val is not None:
         data.append(_digest_of_images(classifier, X_val, reset=False))
     labels = [None if target is None else _plain(target) for target in targets]
-    # Of our own class the package's version tells enough; that of its code takes long.
-    kind = None if type(classifier).__module__ == "sklconv" else type(classifier)
-    key = digest_of((kind, parameters, data, labels, circumstances()))
+    code: list = []
+    key = digest_of((type(classifier), parameters, data, labels, circumstances()), code)
+    _bring_home(code)
+    _check_names(code)
     return f"networks/{key}"
+
+
+def _bring_home(code):
+    """Have a script's classes and functions be found by name where joblib has sent them.
+
+    Its workers get them by value, but pickles of networks name them.
+    """
+    script = sys.modules["__main__"]
+    for thing in code:
+        name = thing.__qualname__
+        of_script = thing.__module__ == "__main__" and name.isidentifier()
+        if of_script and getattr(script, name, None) is _brought.get(name):
+            _brought[name] = thing
+            setattr(script, name, thing)
+
+
+def _check_names(code):
+    """Raise if a pickle would name something else: in notebooks, classes are written anew."""
+    for thing in code:
+        try:
+            found = attrgetter(thing.__qualname__)(sys.modules[thing.__module__])
+        except (AttributeError, KeyError):  # where it matters, it can't be pickled
+            continue
+        if isinstance(found, CODE) and not any(found is other for other in code):
+            raise Undigestible(f"the name of {thing.__qualname__} stands for another one now")
+
+
+# What `_bring_home` has brought, by its name.
+_brought: dict = {}
 
 
 def _digest_of_weights(weights):
@@ -89,7 +174,7 @@ def _digest_of_images(classifier, X, *, reset):
     if holds_files(X):
         return _digest_of_files(X, classifier.reader)
     names = list(getattr(classifier, "feature_names_in_", ()))
-    return names, str(X.shape), b"".join(ImageArray(X).digests())
+    return names, str(X.shape), ImageArray(X).digest()
 
 
 def _digest_of_files(items, reader):

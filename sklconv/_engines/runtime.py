@@ -120,7 +120,7 @@ class SessionRun:
         Whether to raise if ONNX Runtime can't compute it. Else torch does, and a warning says so.
     """
 
-    engine = "onnxruntime"
+    engine = "onnxruntime"  # torch, once it has computed in its stead
 
     # Its threads and torch's wait for each other at each change.
     piece_values = 2**22
@@ -208,6 +208,7 @@ class SessionRun:
                 f"engine='onnxruntime': ONNX Runtime can't compute this network: {error}. Take "
                 "engine='torch'"
             ) from error
+        self.engine = "torch"
         warnings.warn(
             f"ONNX Runtime can't compute this network, so torch does: {error}. With "
             "engine='torch' it is not tried",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from numbers import Integral
 from os import PathLike
@@ -21,20 +22,21 @@ from sklearn.utils.validation import check_is_fitted
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
-from .._cache.features import WORTH_A_ROW, KeptFeatures
+from .._cache.features import WORTH_A_ROW, KeptFeatures, digest_of_network
 from .._cache.folder import Folder, say
-from .._cache.networks import fit_once
+from .._cache.networks import Training
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
 from .._images.forms import ImageFormat, check_image_shape, check_images, refuse_single_photo
+from .._images.sources import digested_once
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
 from .._networks.table import as_table, format_scores, layer_rows
 from .._platform.devices import check_precision, resolve_device
-from .._platform.digests import Undigestible
+from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
@@ -50,6 +52,9 @@ from .._pretrained.libraries import suggest_network
 from .classifier import ConvNetClassifier
 from .targets import check_choice
 from .undo import undone_if_it_fails
+
+# What a fit notes of a network that it has trained.
+NOTED = ("_format", "image_shape_", "n_features_in_", "_taps", "layers_", "pools_", "_layer_rows")
 
 
 class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
@@ -256,7 +261,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         self
         """
         with undone_if_it_fails(self):
-            for name in ("estimator_", "backbone_", "bad_images_", "layer_scores_"):
+            for name in ("estimator_", "_kept", "backbone_", "bad_images_", "layer_scores_"):
                 self.__dict__.pop(name, None)
             images = check_images(self, X, reset=True)
             if isinstance(self.estimator, Backbone):
@@ -266,11 +271,28 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             elif isinstance(self.estimator, FrozenEstimator):
                 self._take_frozen(images, self.estimator.estimator)
             else:
-                self._train_classifier(X, y, sample_weight, X_val, y_val)
-            self.image_shape_ = self._format.shape
-            self.n_features_in_ = self._format.n_features
-            self._place_taps(images, y, sample_weight)
+                return self._train_classifier(images, X, y, sample_weight, X_val, y_val)
+            self._look_at_network(images, y, sample_weight)
         return self
+
+    def fit_transform(
+        self, X: ImagesLike, y: ArrayLike | None = None, **fit_params: Any
+    ) -> NDArray[np.float32]:
+        """Train the network, unless it is frozen, find its layers, and return the features of X.
+
+        Parameters
+        ----------
+        X, y
+            As `fit` takes them.
+        **fit_params
+            The other arguments of `fit`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features) and dtype float32
+        """
+        with digested_once(X):
+            return self.fit(X, y, **fit_params).transform(X)
 
     def transform(self, X: ImagesLike) -> NDArray[np.float32]:
         """Return the features.
@@ -351,8 +373,18 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         """The network's layers."""
         return as_table(self._layer_rows)
 
+    def __getattr__(self, name):
+        kept = self.__dict__.get("_kept")
+        if name == "estimator_" and kept is not None:
+            # Threads that share this object get one classifier.
+            return self.__dict__.setdefault(name, kept.get())
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __getstate__(self):
+        if "_kept" in self.__dict__:
+            _ = self.estimator_  # a pickle is whole, wherever it goes
         state = super().__getstate__()
+        state.pop("_kept", None)
         network = state.get("_network")
         if network is not None and network.device.type != "cpu":
             # Else it could not be unpickled on a machine without a GPU.
@@ -381,7 +413,12 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             rows = [row - start for row, _, _ in bad if 0 <= row - start < len(features)]
             features[rows] = np.nan
 
-    def _train_classifier(self, X, y, sample_weight, X_val, y_val):
+    def _look_at_network(self, images, y, sample_weight):
+        self.image_shape_ = self._format.shape
+        self.n_features_in_ = self._format.n_features
+        self._place_taps(images, y, sample_weight)
+
+    def _train_classifier(self, images, X, y, sample_weight, X_val, y_val):
         estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
         overrides = {
             name: getattr(self, name)
@@ -397,8 +434,49 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             if getattr(self, name) is not None
         }
         folder, estimator = Folder.of(self.memory), estimator.set_params(**overrides)
-        self.estimator_ = fit_once(folder, estimator, X, y, sample_weight, X_val, y_val)
+        training = Training(folder, estimator, X, y, sample_weight, X_val, y_val)
+        name = self._name_of_fit(training)
+        if name and self._recall_fit(training, name):
+            return self
+        self.estimator_ = training.fit()
         self._format = self._with_file_options(self.estimator_._format)
+        self._look_at_network(images, y, sample_weight)
+        if name:
+            self._keep_fit(folder, name)
+        return self
+
+    def _name_of_fit(self, training):
+        """Return under which name is kept what a fit notes of the network, or None."""
+        if training.name is None or training.classifier.verbose:
+            return None
+        if self._is_auto() or callable(self.pool):
+            return None
+        own = self.get_params(deep=False)
+        for name in ("estimator", "memory"):
+            del own[name]
+        try:
+            return f"fits/{digest_of((training.name, own))}"
+        except Undigestible:
+            return None
+
+    def _keep_fit(self, folder, name):
+        noted = {attribute: self.__dict__[attribute] for attribute in NOTED}
+        try:
+            folder.keep(name, (noted, digest_of_network(self.module_)))
+        except Undigestible:
+            pass
+
+    def _recall_fit(self, training, name):
+        """Take what an equal fit has noted; its network is not even unpickled until needed."""
+        noted = training.folder.load(name)
+        kept = None if noted is None else training.recall()
+        if kept is None:
+            return False
+        attributes, self._network_digest = noted
+        self.__dict__.update(attributes)
+        self._kept = kept
+        self._warn_of_output()
+        return True
 
     def _take_frozen(self, X, classifier):
         if not isinstance(classifier, ConvNetClassifier):
@@ -473,10 +551,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             network.body, *trace, penultimate=penultimate, learnable=False, containers=True
         )
         self._check_rows()
-        if (
-            NETWORK_OUTPUT in self._taps.taps and trace.calls
-        ):  # else there is no other layer to name
-            self._warn_of_output()
+        self._warn_of_output()
 
     def _choose_layers(self, images, y, sample_weight):
         """Return those of the tapped layers whose features tell the classes apart best."""
@@ -505,23 +580,33 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         return torch.zeros(shape, dtype=torch.uint8, device=self.module_.device)
 
     def _warn_of_output(self):
-        warnings.warn(
-            "layer='penultimate' takes the network's output, which may be scores of classes: "
-            f"nothing tells what goes into a classifier in {type(self.module_.body).__name__}. "
-            "Name a layer instead, such as layer=-1, the last",
-            UserWarning,
-            stacklevel=5,
-        )
+        # Without layers there is none to name.
+        if NETWORK_OUTPUT in self._taps.taps and self._layer_rows:
+            warnings.warn(
+                "layer='penultimate' takes the network's output, which may be scores of classes: "
+                f"nothing tells what goes into a classifier in {type(self.module_.body).__name__}."
+                " Name a layer instead, such as layer=-1, the last",
+                UserWarning,
+                stacklevel=5,
+            )
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)
         return self._taps.compute(self.module_, x, self._precision())
 
     def _precision(self):
-        return self.precision or self.module_.precision
+        return self.precision or (self._unfitted() or self.module_).precision
+
+    def _unfitted(self):
+        """Return a classifier of equal parameters while the fitted one is not yet unpickled."""
+        return (
+            None
+            if "estimator_" in self.__dict__ or "_kept" not in self.__dict__
+            else self._kept.unfitted
+        )
 
     def _engine(self):
         """Return this extractor's engine, or else its estimator's, whose "auto" is torch."""
-        own = getattr(self, "estimator_", None)
+        own = self._unfitted() or getattr(self, "estimator_", None)
         if self.engine is not None or own is None:
             return self.engine or "auto"
         is_frozen = isinstance(self.estimator, FrozenEstimator)
@@ -533,23 +618,39 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     def _recall(self, folder, images):
         """Return the features, of which those that are kept in ``folder`` are not computed."""
-        network, name, run = self.module_, type(self).__name__, self._choose_run(len(images))
-        engines = [getattr(run, "engine", "torch")]
-        if self._engine() == "auto":
-            engines += {"torch", "onnxruntime"}.difference(engines)
         try:
-            kept = KeptFeatures(folder, network, self._taps, self._precision(), engines, images)
+            unfitted = self._unfitted()
+            digest = digest_of_network(self.module_) if unfitted is None else self._network_digest
+            engines = self._engines(len(images))
+            kept = KeptFeatures(folder, digest, self._taps, self._precision(), engines, images)
+            if self._trains() or self._taps.multiply_adds < WORTH_A_ROW:
+                return kept.whole(lambda: self._compute(images))
+            return kept.by_row(lambda rows: self._compute_rows(images, rows))
         except Undigestible as error:
             say(f"these features are not kept: {error}")
             return self._compute(images)
 
-        if self._trains() or self._taps.multiply_adds < WORTH_A_ROW:
-            return kept.whole(lambda: self._compute(images))
-        return kept.by_row(
-            lambda rows: iterate_outputs(network, images, run, name, self.batch_size, rows)
-        )
+    def _compute_rows(self, images, rows):
+        """Yield batches of features, and the engine that has computed each."""
+        run, name = self._choose_run(len(images)), type(self).__name__
+        batches = iterate_outputs(self.module_, images, run, name, self.batch_size, rows)
+        with closing(batches):
+            for batch in batches:
+                yield batch, _engine_of(run)
+
+    def _engines(self, n_images):
+        """Return those whose features serve; the first is the one that computes."""
+        engine = self._engine()
+        if engine != "auto":
+            return [engine]
+        engine = _engine_of(self._choose_run(n_images))
+        return [engine, *{"torch", "onnxruntime"}.difference([engine])]
 
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()
         engine, in_torch = self._engine(), self._features
         return choose_run(engine, network, self._taps, precision, n_images, in_torch)
+
+
+def _engine_of(run):
+    return getattr(run, "engine", "torch")

@@ -261,6 +261,10 @@ class ImageFiles(ImageSource):
         found = [self._item_digest(position) for position in range(len(self))]
         return [None if digest is None else digest + form.encode() for digest in found]
 
+    def digest(self):
+        digests = self.digests()
+        return None if None in digests else b"".join(digests)
+
     def _item_digest(self, position):
         item = self.items[position]
         try:

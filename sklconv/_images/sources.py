@@ -1,8 +1,9 @@
 """Sources of images: arrays, rows of another source, what is kept of one, tensors on a device."""
 
 import math
-from contextlib import closing
-from hashlib import blake2b
+import threading
+from contextlib import closing, contextmanager
+from hashlib import blake2b, sha256
 
 import numpy as np
 import torch
@@ -93,14 +94,26 @@ class ImageSource:
 
     def digests(self):
         """Return a digest of each image's content as bytes; None for what can't be read."""
-        form = f"{self.shape[1:]} {np.dtype(self.dtype).str}".encode()
+        form = blake2b(self._form(), digest_size=16).digest()
         return [
-            blake2b(
-                image.data, digest_size=16, person=blake2b(form, digest_size=16).digest()
-            ).digest()
+            blake2b(image.data, digest_size=16, person=form).digest()
             for chunk in self.chunks(CHUNK_BYTES)
             for image in np.ascontiguousarray(self[chunk])
         ]
+
+    def digest(self):
+        """Return a digest of all images as bytes, or None if one can't be read."""
+        return self._form() + self._digest_of_bytes()
+
+    def _digest_of_bytes(self):
+        # CPUs have instructions for it, with which it is 2.5 times as fast as BLAKE2.
+        found = sha256()
+        for chunk in self.chunks(CHUNK_BYTES):
+            found.update(np.ascontiguousarray(self[chunk]).data)
+        return found.digest()
+
+    def _form(self):
+        return f"{self.shape[1:]} {np.dtype(self.dtype).str} ".encode()
 
     def on_device(self, device):
         """Return the images on a GPU if it pays, and they fit there beside what else it holds."""
@@ -119,6 +132,14 @@ class ImageArray(ImageSource):
 
     def __getitem__(self, index):
         return self.array[index]
+
+    def _digest_of_bytes(self):
+        known = getattr(_digested, "once", {})
+        if not _same_bytes(self.array, known.get("array")):
+            return super()._digest_of_bytes()
+        if "digest" not in known:
+            known["digest"] = super()._digest_of_bytes()
+        return known["digest"]
 
     def on_device(self, device):
         n_bytes = self.array.size * (1 if self.dtype == np.uint8 else 4)
@@ -196,6 +217,28 @@ class ImageTensor(ImageSource):
 
     def unwrap(self):
         return self.tensor
+
+
+# Of each thread, the array whose digest is asked for several times.
+_digested = threading.local()
+
+
+@contextmanager
+def digested_once(X):
+    """In the block, in which nobody changes ``X``, read its bytes only once for its digests."""
+    before = getattr(_digested, "once", {})
+    _digested.once = {"array": X} if isinstance(X, np.ndarray) else {}
+    try:
+        yield
+    finally:
+        _digested.once = before
+
+
+def _same_bytes(view, array):
+    """Whether ``view`` is all of ``array``, in the same order."""
+    if array is None or (view is not array and view.base is not array):
+        return False
+    return view.nbytes == array.nbytes and view.flags.c_contiguous and array.flags.c_contiguous
 
 
 def keep(images):

@@ -21,22 +21,34 @@ class Undigestible(TypeError):
     """A value of which no digest can be had, such as a lock or compiled code."""
 
 
-def digest_of(value):
+def digest_of(value, code=None):
     """Return a digest of a torch module, or of what holds some, as text.
 
     It covers names, values and sharing of parameters and buffers; the tree of modules, by class
     and by what stands in their attributes; their hooks; and, of classes and functions that are
-    not torch's own, the code: bytecode, constants, defaults and what it encloses. Globals that
-    code refers to are not followed. Training mode, devices and memory layouts do not count.
+    not torch's, scikit-learn's or this package's own, the code: bytecode, constants, defaults
+    and what it encloses. Globals that code refers to are not followed. Training mode, devices
+    and memory layouts do not count.
+
+    Parameters
+    ----------
+    value : object
+    code : list or None, default=None
+        To which the classes and functions that were met are added, but for libraries'.
 
     Raises
     ------
     Undigestible
     """
+    digests = _Digests()
     try:
-        return _hash(_Digests().of(value)).hex()
+        digest = digests.of(value)
     except Exception as error:  # attributes may be anything, and raise anything
         raise Undigestible(f"{type(error).__name__}: {error}") from error
+    if code is not None:
+        met = [met for _, met in digests._met.values() if isinstance(met, CODE)]
+        code += [thing for thing in met if not _is_library_code(thing)]
+    return _hash(digest).hex()
 
 
 class _Digests:
@@ -166,7 +178,7 @@ def _is_code(name, value):
 
 
 def _is_library_code(thing):
-    """Whether a class or function is Python's or torch's own, known by its name, or C's."""
+    """Whether a class or function is one of a library's, known by its name, or C's."""
     if isinstance(thing, type) and not thing.__flags__ & _MADE_BY_PYTHON:
         return True
     module = str(getattr(thing, "__module__", None))
@@ -174,10 +186,12 @@ def _is_library_code(thing):
 
 
 # Not "builtins": what says so and has Python code was made by `exec`.
-_LIBRARIES = {"torch", *sys.stdlib_module_names} - {"builtins"}
+_LIBRARIES = {"torch", "sklearn", "sklconv", *sys.stdlib_module_names} - {"builtins"}
 
 # CPython's flag of classes that a class statement made, among others.
 _MADE_BY_PYTHON = 1 << 9
+
+CODE = (type, types.FunctionType)
 
 # What is its text.
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})

@@ -2,6 +2,8 @@
 
 import io
 import os
+import pickle
+import shutil
 import signal
 import sqlite3
 import stat
@@ -185,6 +187,51 @@ def test_a_module_counts_by_its_code(tmp_path):
         assert n_trained(trained(tmp_path, module=TorchModule(Other))) > 0
 
 
+def test_a_name_that_stands_for_another_class_now(tmp_path, monkeypatch):
+    net = trained().estimator
+    before = ConvFeatureExtractor(net, layer="conv", memory=tmp_path).fit(DIGITS, LABELS)
+
+    class Other(Counting):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    monkeypatch.setattr(sys.modules[__name__], "Counting", Other)
+    with pytest.warns(UserWarning, match=r"not kept: the name of Counting"):
+        after = clone(before).fit(DIGITS, LABELS)
+    assert type(after.module_.body) is type(before.module_.body)
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from joblib import Parallel, delayed
+from torch import nn
+from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3))
+    def forward(self, x):
+        if self.training:
+            print("trained", file=open(sys.argv[1] + "/log", "a"))
+        return super().forward(x)
+
+X = np.random.default_rng(0).normal(size=(60, 36)).astype(np.float32)
+net = ConvNetClassifier(TorchModule(Net), max_epochs=1, batch_size=60, random_state=0)
+extractor = ConvFeatureExtractor(net, layer="0", memory=sys.argv[1])
+for n_jobs in (2, 1, 2):
+    fit = delayed(lambda: extractor.fit(X, np.arange(60) % 3).transform(X))
+    Parallel(n_jobs)(fit() for _ in range(4))
+"""
+
+
+def test_a_script_shares_its_networks_with_its_workers(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-W", "error", str(tmp_path / "script.py"), str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "log").read_text().split() == ["trained"]
+
+
 def test_which_weights_learn_counts(tmp_path):
     networks = [Counting(), Counting()]
     networks[1].conv.requires_grad_(False)
@@ -359,6 +406,26 @@ def test_weights_of_another_network_are_other_rows(tmp_path, by_row):
         extractor.module_.body.conv.weight.mul_(2)
     assert n_seen(extractor) == len(DIGITS)
     assert np.abs(extractor.transform(DIGITS) - before).max() > 0.01
+
+
+def test_rows_that_torch_computed_in_place_of_onnx_runtime(tmp_path, by_row, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("sklconv._engines.choice.WORTHWHILE", 0)
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("no export today")
+
+    with monkeypatch.context() as without:
+        without.setattr("sklconv._engines.runtime.Graph", refuse)
+        extractor = frozen(tmp_path, engine="auto").fit(DIGITS)
+        with pytest.warns(UserWarning, match="so torch does"):
+            extractor.transform(DIGITS)
+    assert n_seen(frozen(tmp_path, engine="torch").fit(DIGITS)) == 0
+    frozen(tmp_path, engine="onnxruntime").fit(DIGITS).transform(DIGITS)
+    table = sqlite3.connect(tmp_path / "sklconv" / "rows.sqlite")
+    (n_rows,) = table.execute("SELECT count(*) FROM kept").fetchone()
+    table.close()
+    assert n_rows == 2 * len(np.unique(DIGITS, axis=0))
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "auto"])
@@ -575,8 +642,9 @@ def test_a_folder_that_cant_be_used_is_said(make, tmp_path, by_row):
 def test_a_folder_that_others_can_write_to_is_said(tmp_path):
     (tmp_path / "sklconv").mkdir()
     (tmp_path / "sklconv").chmod(0o777)
-    with pytest.warns(UserWarning, match="can be written to by other users"):
-        trained(tmp_path).fit(DIGITS, LABELS)
+    for _ in range(3):  # nor is anything read from there in silence
+        with pytest.warns(UserWarning, match="can be written to by other users"):
+            trained(tmp_path).fit(DIGITS, LABELS)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no owners of files")
@@ -587,6 +655,43 @@ def test_a_new_folder_is_private(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "new" / "sklconv").stat().st_mode) == 0o700
+
+
+@pytest.fixture
+def unprivileged(tmp_path):
+    """Without root's rights, for whom every folder can be written to."""
+    if not hasattr(os, "getuid"):
+        pytest.skip("there are no owners of files")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(folder.stat().st_mode | 0o555)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+@pytest.fixture
+def kept(tmp_path, by_row):
+    """A folder that holds the rows of most images, and a trained network; it is read-only."""
+    frozen(tmp_path).fit(DIGITS).transform(DIGITS[:80])
+    trained(tmp_path).fit(DIGITS, LABELS).transform(DIGITS)
+    trained(tmp_path).fit(DIGITS, LABELS).transform(DIGITS)  # imports what reads a network
+    paths = [tmp_path / "sklconv", *tmp_path.rglob("sklconv/**/*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield tmp_path
+    for path in paths:
+        path.chmod(0o755)
+
+
+def test_a_read_only_folder_is_read(kept, unprivileged):
+    assert n_seen(frozen(kept).fit(DIGITS), DIGITS[:80]) == 0
+    extractor = trained(kept)
+    assert n_trained(extractor) == 0
+    assert n_seen(extractor) == 0
+    with pytest.warns(UserWarning, match=r"memory: .*can't be used"):
+        assert n_seen(frozen(kept).fit(DIGITS)) == 40
 
 
 def test_threads_train_once(tmp_path):
@@ -612,6 +717,28 @@ for seed in range(1000):
     extractor = ConvFeatureExtractor(net, layer="conv", memory=sys.argv[1], random_state=seed)
     extractor.fit(X, np.arange(60) % 3).transform(X)
 """
+
+
+def test_a_hit_is_not_unpickled_before_it_is_asked_for(tmp_path):
+    trained(tmp_path).fit(DIGITS, LABELS).transform(DIGITS)
+    trained(tmp_path).fit(DIGITS, LABELS)  # once in a process it is tried
+    wanted, extractor = trained().fit(DIGITS, LABELS), trained(tmp_path).fit(DIGITS, LABELS)
+    np.testing.assert_array_equal(extractor.transform(DIGITS), wanted.transform(DIGITS))
+    assert "estimator_" not in vars(extractor)
+    shutil.rmtree(tmp_path / "sklconv")
+    wanted.module_.body.conv.weight.data.mul_(2)
+    for one in (pickle.loads(pickle.dumps(extractor)), extractor):
+        one.module_.body.conv.weight.data.mul_(2)  # its digest is taken anew
+        np.testing.assert_array_equal(one.transform(DIGITS), wanted.transform(DIGITS))
+
+
+def test_images_that_change_between_fits(tmp_path):
+    X = DIGITS.copy()
+    for _ in range(3):
+        X[0] += 1
+        for _ in range(2):
+            features = trained(tmp_path).fit_transform(X, LABELS)
+            np.testing.assert_array_equal(features, trained().fit_transform(X, LABELS))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing kills so")
