@@ -3,7 +3,9 @@
 heads: a search over layers and an SVC's parameters behind a network that is trained, five folds.
 frozen: a search over layers and poolings of EfficientNet-Lite0, five folds. cost: a fit that finds
 nothing. kills: a search that is killed at random moments, and started again each time, ends with
-the scores of one that nobody kills. Passes and trainings are counted by the networks themselves.
+the scores of one that nobody kills. halving: halving over epochs against the full grid. jobs:
+n_jobs=2 against 1, in processes and in threads. Passes and trainings are counted by the networks
+themselves.
 """
 
 import argparse
@@ -17,8 +19,12 @@ import time
 import warnings
 
 import numpy as np
+import torch
+from joblib import parallel_config
+from sklearn.base import clone
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from torch import nn
@@ -185,6 +191,54 @@ def one_search(memory):
     print(search.cv_results_["mean_test_score"].tolist())
 
 
+def halving(options):
+    """Nine networks, up to nine epochs, three folds: the full grid, and halving over epochs."""
+    X, X_test, y, y_test = load_mnist()
+    X, y = X[: options.images], y[: options.images]
+    net = ConvNetClassifier(networks.declarative("R1"), max_epochs=9, random_state=0)
+    grid = {"lr": [3e-4, 1e-3, 3e-3], "dense__units": [32, 128, 512]}
+    resource = {"resource": "max_epochs", "max_resources": 9, "random_state": 0}
+    searches = {
+        "full grid": GridSearchCV(net, grid, cv=3),
+        "halving": HalvingGridSearchCV(net, grid, cv=3, factor=3, **resource),
+    }
+    seconds = {}
+    for name, search in searches.items():
+        seconds[name] = timed(search, X, y).seconds
+        chosen = {key: search.best_params_[key] for key in grid}
+        score = clone(net).set_params(**chosen).fit(X, y).score(X_test, y_test)
+        print(f"{name} {seconds[name]:.1f} s; {chosen}, with nine epochs {score:.2%} of the test")
+    print(f"time of the full grid {seconds['halving'] / seconds['full grid']:.2f}")
+
+
+def jobs(options):
+    """Four learning rates, three folds, two epochs: n_jobs=1 and 2, and how many threads each."""
+    X, _, y, _ = load_mnist()
+    X, y = X[: options.images], y[: options.images]
+    net = ConvNetClassifier(networks.declarative("R1"), max_epochs=2, random_state=0)
+    search = GridSearchCV(net, {"lr": [3e-4, 1e-3, 3e-3, 1e-2]}, cv=3)
+    ways = [
+        ("loky", 1, 2),
+        ("loky", 1, 1),
+        ("loky", 2, 1),
+        ("threading", 2, 1),
+        ("threading", 2, 2),
+    ]
+    seconds: dict = {way: [] for way in ways}
+    for number in range(options.rounds):
+        for way in random.Random(number).sample(ways, len(ways)):
+            backend, n_jobs, n_threads = way
+            torch.set_num_threads(n_threads)
+            with parallel_config(backend=backend):
+                seconds[way].append(timed(search.set_params(n_jobs=n_jobs), X, y).seconds)
+    for (backend, n_jobs, n_threads), values in seconds.items():
+        ratios = [value / one for value, one in zip(values, seconds[ways[0]], strict=True)]
+        print(
+            f"n_jobs={n_jobs}, {backend}, {n_threads} threads each: {min(values):.1f} s; of the "
+            f"first's {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
 def prefixed(grid):
     """Return the grid with the names of a pipeline's steps."""
     steps = {"C": "svc", "gamma": "svc"}
@@ -203,14 +257,23 @@ def timed(search, X, y):
     return search
 
 
-STUDIES = {"heads": heads, "frozen": frozen, "cost": cost, "kills": kills}
+STUDIES = {
+    "heads": heads,
+    "frozen": frozen,
+    "cost": cost,
+    "kills": kills,
+    "halving": halving,
+    "jobs": jobs,
+}
 
 
 def main():
     parser = argparse.ArgumentParser("python -m benchmarks.searches", description=__doc__)
     parser.add_argument("studies", nargs="*", default=list(STUDIES), help=", ".join(STUDIES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=10_000, help="of heads; 10,000")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="of all but frozen, cost, kills; 10,000"
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--one-search", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -17,7 +17,7 @@ from .._activations.tap_set import output_taps
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
-from .._images.forms import ImageFormat, check_images
+from .._images.forms import ImageFormat, check_images, is_dask
 from .._networks.building import auto_layers, check_layers, is_auto
 from .._networks.image_network import ImageNetwork
 from .._networks.inference import collect_outputs, read_images
@@ -37,6 +37,7 @@ from .._training.optimizers import OPTIMIZERS, SCHEDULES
 from .._training.recipe import Recipe
 from .._training.state import TrainingState
 from .._training.training import train
+from .dask import by_blocks, empty_table
 from .targets import check_labels, combined_weights, encode_labels, hold_out
 from .undo import undone_if_it_fails
 
@@ -361,7 +362,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         ----------
         X : array-like of shape (n_samples, n_features), (n_samples, H, W), \
                 (n_samples, C, H, W) or (n_samples, H, W, C)
-            Images.
+            Images. Those of dask are computed, and taken into memory.
         y : array-like of shape (n_samples,)
             Labels of any kind.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -444,7 +445,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) for two classes
-            For two classes: the logit of the second minus that of the first.
+            For two classes: the logit of the second minus that of the first. A dask array,
+            nothing of which is computed yet, if X is one or a dask DataFrame or Series.
         """
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
@@ -460,7 +462,10 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
+            Or a dask array, as from `decision_function`.
         """
+        if is_dask(X):
+            return by_blocks(self, "predict_proba", X, lambda: empty_table(len(self.classes_)))
         probabilities = torch.from_numpy(self._logits(X))
         # So few values that torch takes one thread: others would wait for those of ONNX Runtime.
         n = max(1, SOFTMAX_VALUES // len(self.classes_))
@@ -480,7 +485,10 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Returns
         -------
         ndarray of shape (n_samples,)
+            Or a dask array, as from `decision_function`.
         """
+        if is_dask(X):
+            return by_blocks(self, "predict", X, lambda: self.classes_[:0])
         winners = self._logits(X).argmax(1)
         return self.classes_[winners]
 
@@ -527,6 +535,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                 self.layer_table_ = as_table(state.layer_rows)
 
     def _logits(self, X):
+        if is_dask(X):
+            return by_blocks(self, "_logits", X, lambda: empty_table(len(self.classes_)))
         images, network = read_images(self, X), self.module_
         run = network
         if self.engine == "onnxruntime":

@@ -28,7 +28,14 @@ from .._cache.networks import Training
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
-from .._images.forms import ImageFormat, check_image_shape, check_images, refuse_single_photo
+from .._images.forms import (
+    ImageFormat,
+    check_image_shape,
+    check_images,
+    computed,
+    is_dask,
+    refuse_single_photo,
+)
 from .._images.sources import digested_once
 from .._networks.building import N_TRACED, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
@@ -50,6 +57,7 @@ from .._platform.sklearn import (
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
 from .classifier import ConvNetClassifier
+from .dask import by_blocks, empty_table
 from .targets import check_choice
 from .undo import undone_if_it_fails
 
@@ -263,6 +271,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         with undone_if_it_fails(self):
             for name in ("estimator_", "_kept", "backbone_", "bad_images_", "layer_scores_"):
                 self.__dict__.pop(name, None)
+            X, y = computed(X), computed(y)
             images = check_images(self, X, reset=True)
             if isinstance(self.estimator, Backbone):
                 self._take_backbone(images, self.estimator)
@@ -305,7 +314,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_features) and dtype float32
+            A dask array, nothing of which is computed yet, if X is one or a dask DataFrame or
+            Series. ``bad_images_`` then lists nothing; their rows are NaN all the same.
         """
+        if is_dask(X):
+            return by_blocks(self, "transform", X, lambda: empty_table(self._taps.n_features))
         images = read_images(self, X)
         folder = Folder.of(self.memory)
         features = self._compute(images) if folder is None else self._recall(folder, images)
@@ -318,12 +331,17 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         Parameters
         ----------
         X : array-like
-            Images, in any of the forms that `fit` takes.
+            Images, in any of the forms that `fit` takes. The batches of a dask array are its
+            blocks, one after the other.
 
         Yields
         ------
         ndarray of shape (batch, n_features) and dtype float32
         """
+        if is_dask(X):
+            features: Any = self.transform(X)
+            yield from (rows.compute() for rows in features.blocks.ravel())
+            return
         images, name, start = read_images(self, X), type(self).__name__, 0
         run = self._choose_run(len(images))
         for rows in iterate_outputs(self.module_, images, run, name, self.batch_size):

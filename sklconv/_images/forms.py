@@ -200,6 +200,7 @@ def check_images(estimator, X, *, reset):
     come back as a list.
     """
     leave_parents_threads()
+    X = computed(X)
     if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
         raise TypeError("X is a single image: put it into a list, [X]")
     if is_image_files(X):
@@ -226,6 +227,16 @@ def check_images(estimator, X, *, reset):
         raise
     _check_dimensions(X)
     return _as_numeric(X)
+
+
+def is_dask(X):
+    """Whether ``X`` is a dask array, DataFrame or Series; dask is imported only if it is."""
+    return type(X).__module__.startswith(("dask.array.", "dask.dataframe."))
+
+
+def computed(X):
+    """Return ``X``, or what it holds if that is still to be computed by dask."""
+    return X.compute() if is_dask(X) else X
 
 
 def refuse_single_photo(X):

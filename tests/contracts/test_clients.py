@@ -30,6 +30,7 @@ from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
+    HalvingRandomSearchCV,
     RandomizedSearchCV,
     StratifiedKFold,
     cross_val_predict,
@@ -258,6 +259,28 @@ def test_halving_grid_search_over_epochs():
     assert search.cv_results_["n_resources"].tolist() == [1, 1, 1, 3]
     assert search.best_params_ == {"lr": 0.01, "max_epochs": 3}
     assert search.best_estimator_.n_iter_ == 3
+    assert search.score(X_new, y_new) > 0.5
+
+
+@pytest.mark.parametrize("search", [HalvingGridSearchCV, HalvingRandomSearchCV])
+def test_halving_of_a_pipeline_over_its_networks_epochs(search):
+    name = "convfeatureextractor__estimator__max_epochs"
+    search = search(
+        make_pipeline(extractor(), SVC()),
+        {"convfeatureextractor__estimator__lr": [1e-6, 0.02], "svc__C": [1e-4, 10]},
+        resource=name,
+        min_resources=1,
+        max_resources=4,
+        factor=2,
+        cv=2,
+        random_state=0,
+        error_score="raise",
+    ).fit(X, y)
+    assert search.n_resources_ == [1, 2, 4]
+    assert search.n_candidates_ == [4, 2, 1]
+    assert search.best_params_[name] == 4
+    assert search.best_params_["svc__C"] == 10
+    assert search.best_estimator_[0].estimator_.n_iter_ == 4
     assert search.score(X_new, y_new) > 0.5
 
 

@@ -43,6 +43,7 @@ CONTRIBUTING = API.parents[1] / "CONTRIBUTING.md"
 OPTIONAL = {
     "PIL",
     "dask",
+    "distributed",
     "efficientnet_lite_pytorch",
     "matplotlib",
     "onnx",
