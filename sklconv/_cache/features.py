@@ -30,6 +30,11 @@ class KeptFeatures:
         Those whose features serve; the first is the one that computes.
     images : ImageSource
 
+    Attributes
+    ----------
+    n_computed : int
+        Images whose features were not there, of the last call.
+
     Raises
     ------
     Undigestible
@@ -54,6 +59,7 @@ class KeptFeatures:
         compute : callable
             Returns them.
         """
+        self.n_computed = len(self.digests)
         if None in self.digests:
             return compute()
         made_by = [by_engine[0] for by_engine in self.bases], b"".join(self.digests)
@@ -63,6 +69,8 @@ class KeptFeatures:
             features = compute()
             if not self.images.bad:  # what can't be read now may be later
                 self.folder.keep(name, features)
+        else:
+            self.n_computed = 0
         return features
 
     def by_row(self, compute):
@@ -78,7 +86,7 @@ class KeptFeatures:
         missing = self._in_table(self._read, digests, features)
         if missing is None:
             missing = np.arange(len(digests))
-        start = 0
+        self.n_computed, start = len(missing), 0
         for batch in compute(missing) if len(missing) else ():
             rows = missing[start : start + len(batch)]
             features[rows] = batch

@@ -11,30 +11,31 @@ from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
 from .._platform.digests import Undigestible, digest_of
 from .._pretrained.backbones import Backbone
+from .._progress import print_line
 from .folder import circumstances, say
 
 # What a fit shows, and what computes the fitted network.
 NOT_OF_TRAINING = ("verbose", "engine")
 
 
-def fit_once(folder, classifier, X, y, sample_weight, X_val, y_val):
+def fit_once(folder, classifier, fit, is_watched, X, y, sample_weight, X_val, y_val):
     """Return ``classifier`` fitted, or an equal one that was kept.
 
     Parameters
     ----------
     folder : Folder or None
     classifier : ConvNetClassifier
+    fit : callable
+        Fits ``classifier`` and returns it.
+    is_watched : bool
+        Whether scikit-learn's callbacks take part, which may do anything.
     X, y, sample_weight, X_val, y_val
-        As its ``fit`` takes them.
+        What it is fitted on.
     """
-
-    def fit():
-        return classifier.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
-
     if folder is None:
         return fit()
     try:
-        name = _name(classifier, (X, X_val), (y, sample_weight, y_val))
+        name = _name(classifier, is_watched, (X, X_val), (y, sample_weight, y_val))
     except Undigestible as error:
         say(f"this training is not kept: {error}")
         return fit()
@@ -44,15 +45,15 @@ def fit_once(folder, classifier, X, y, sample_weight, X_val, y_val):
             folder.keep(name, fit())
             return classifier
     if classifier.verbose:
-        print(f"{type(classifier).__name__}: an equal fit is taken from {folder.path / name}")
+        print_line(f"{type(classifier).__name__}: an equal fit is taken from {folder.path / name}")
     return kept.set_params(**classifier.get_params(deep=False))
 
 
-def _name(classifier, images, targets):
+def _name(classifier, is_watched, images, targets):
     parameters = classifier.get_params(deep=False)
     for parameter in NOT_OF_TRAINING:
         del parameters[parameter]
-    if parameters["callbacks"]:
+    if parameters["callbacks"] or is_watched:
         raise Undigestible("its callbacks may do anything else")
     if not isinstance(parameters["random_state"], (Integral, type(None))):
         raise Undigestible("its random_state is a generator, which each fit changes")

@@ -38,21 +38,25 @@ from .._platform.digests import Undigestible
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
+    CallbackSupportMixin,
     Interval,
     InvalidParameterError,
     StrOptions,
     SuggestingEstimator,
     check_feature_names_in,
     fit_context,
+    has_callbacks,
 )
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
+from .._progress import print_line
 from .classifier import ConvNetClassifier
 from .targets import check_choice
+from .tasks import FitTasks
 from .undo import undone_if_it_fails
 
 
-class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
+class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEstimator):
     """Activations of a convolutional network's layers as features.
 
     Parameters
@@ -85,7 +89,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
         (N, H, W, C) where the network computes them so. A callable takes the activation as it
         is, a tensor, and returns one of shape (N, n_features). Vectors are left unchanged.
-    image_shape, data_format, reader, device, precision, random_state, verbose : default=None
+    image_shape, data_format, reader, device, precision, random_state : default=None
         As for `ConvNetClassifier`; None: the estimator's value.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
@@ -111,6 +115,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         warning: fits with ``callbacks`` or a generator as ``random_state``, and of code that has
         no digest. What is kept is read by `pickle`: nobody else should be able to write to the
         folder. None: nothing is kept.
+    verbose : int or None, default=None
+        1 or more: a `ConvNetClassifier` is trained with this ``verbose``; what ``layer="auto"``
+        has scored is printed, and how much ``memory`` had; `fit` and `transform` of many images
+        show a progress bar with the time left; see :ref:`progress`. None: the estimator's value.
 
     Attributes
     ----------
@@ -255,6 +263,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         -------
         self
         """
+        tasks = FitTasks(self, "fit", int(self._trains()), X, y, sample_weight)
         with undone_if_it_fails(self):
             for name in ("estimator_", "backbone_", "bad_images_", "layer_scores_"):
                 self.__dict__.pop(name, None)
@@ -266,10 +275,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             elif isinstance(self.estimator, FrozenEstimator):
                 self._take_frozen(images, self.estimator.estimator)
             else:
-                self._train_classifier(X, y, sample_weight, X_val, y_val)
+                self._train_classifier(tasks, X, y, sample_weight, X_val, y_val)
             self.image_shape_ = self._format.shape
             self.n_features_in_ = self._format.n_features
             self._place_taps(images, y, sample_weight)
+            tasks.end()
         return self
 
     def transform(self, X: ImagesLike) -> NDArray[np.float32]:
@@ -302,9 +312,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         ------
         ndarray of shape (batch, n_features) and dtype float32
         """
-        images, name, start = read_images(self, X), type(self).__name__, 0
-        run = self._choose_run(len(images))
-        for rows in iterate_outputs(self.module_, images, run, name, self.batch_size):
+        images, start = read_images(self, X), 0
+        for rows in self._iterate(images, self._choose_run(len(images))):
             self._note_bad_images(images, rows, start)
             start += len(rows)
             yield rows
@@ -381,7 +390,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             rows = [row - start for row, _, _ in bad if 0 <= row - start < len(features)]
             features[rows] = np.nan
 
-    def _train_classifier(self, X, y, sample_weight, X_val, y_val):
+    def _train_classifier(self, tasks, X, y, sample_weight, X_val, y_val):
         estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
         overrides = {
             name: getattr(self, name)
@@ -396,8 +405,15 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             )
             if getattr(self, name) is not None
         }
-        folder, estimator = Folder.of(self.memory), estimator.set_params(**overrides)
-        self.estimator_ = fit_once(folder, estimator, X, y, sample_weight, X_val, y_val)
+        estimator.set_params(**overrides)
+
+        def fit():
+            with tasks.inner_fit(estimator):
+                return estimator.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
+
+        data = X, y, sample_weight, X_val, y_val
+        is_watched = any(map(has_callbacks, (self, estimator)))
+        self.estimator_ = fit_once(Folder.of(self.memory), estimator, fit, is_watched, *data)
         self._format = self._with_file_options(self.estimator_._format)
 
     def _take_frozen(self, X, classifier):
@@ -484,15 +500,16 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         classes, weights = check_choice(y, sample_weight, images, name, warn=not self._trains())
         rows = sample_rows(classes, weights, self._taps)
         source = self._format.read(images, name).take(rows)
-        features = collect_outputs(self.module_, source, self._features, name, self.batch_size)
+        verbose, network = self._verbose(), self.module_
+        features = collect_outputs(network, source, self._features, name, self.batch_size, verbose)
         read = np.setdiff1d(np.arange(len(rows)), [row for row, *_ in source.bad or []])
         rows, features = rows[read], features[read]
         # Where the network has learned these very rows, later layers are flattered.
         n_best = 1 if self._trains() else N_BEST
         best, scores = choose_layers(self._taps, features, classes[rows], weights[rows], n_best)
         self.layer_scores_ = as_table(scores)
-        if self.verbose or (self.verbose is None and self._trains() and self.estimator_.verbose):
-            print(format_scores(scores, best))
+        if verbose:
+            print_line(format_scores(scores, best))
         return best
 
     def _check_rows(self):
@@ -519,6 +536,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     def _precision(self):
         return self.precision or self.module_.precision
 
+    def _verbose(self):
+        trained = getattr(self, "estimator_", None)
+        return self.verbose if self.verbose is not None or trained is None else trained.verbose
+
     def _engine(self):
         """Return this extractor's engine, or else its estimator's, whose "auto" is torch."""
         own = getattr(self, "estimator_", None)
@@ -529,11 +550,11 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     def _compute(self, images):
         run, name = self._choose_run(len(images)), type(self).__name__
-        return collect_outputs(self.module_, images, run, name, self.batch_size)
+        return collect_outputs(self.module_, images, run, name, self.batch_size, self._verbose())
 
     def _recall(self, folder, images):
         """Return the features, of which those that are kept in ``folder`` are not computed."""
-        network, name, run = self.module_, type(self).__name__, self._choose_run(len(images))
+        network, run = self.module_, self._choose_run(len(images))
         engines = [getattr(run, "engine", "torch")]
         if self._engine() == "auto":
             engines += {"torch", "onnxruntime"}.difference(engines)
@@ -544,10 +565,20 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             return self._compute(images)
 
         if self._trains() or self._taps.multiply_adds < WORTH_A_ROW:
-            return kept.whole(lambda: self._compute(images))
-        return kept.by_row(
-            lambda rows: iterate_outputs(network, images, run, name, self.batch_size, rows)
-        )
+            features = kept.whole(lambda: self._compute(images))
+        else:
+            features = kept.by_row(lambda rows: self._iterate(images, run, rows))
+        if self._verbose():
+            n, n_computed = len(images), kept.n_computed
+            print_line(
+                f"{type(self).__name__}: features of {n - n_computed:,} of {n:,} images are taken "
+                f"from {folder.path}, {n_computed:,} are computed"
+            )
+        return features
+
+    def _iterate(self, images, run, rows=None):
+        name, verbose = type(self).__name__, self._verbose()
+        return iterate_outputs(self.module_, images, run, name, self.batch_size, rows, verbose)
 
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()
