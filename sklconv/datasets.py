@@ -20,6 +20,7 @@ from ._images.files import FileOptions, ImageFiles, as_file_list
 from ._images.forms import check_image_shape
 from ._images.sources import CHUNK_BYTES, slices
 from ._platform.files import replacing
+from ._progress import progress
 
 __all__ = ["load_images", "load_mnist"]
 
@@ -206,7 +207,7 @@ def load_images(
         stays uint8, other numbers become float32. `image_shape` may then have any number of
         channels.
     verbose : int, default=0
-        Whether to show a progress bar.
+        1 or more: a progress bar on stderr, with the time left; see :ref:`progress`.
 
     Returns
     -------
@@ -279,17 +280,15 @@ def _check_out(out, files):
 
 
 def _iterate_batches(files, verbose):
-    from tqdm import tqdm
-
     image_bytes = prod(files.shape[1:]) * files.dtype.itemsize
     cuts = slices(len(files), max(1, min(_MAX_BATCH, CHUNK_BYTES // image_bytes)))
     with (
         closing(files.batches(cuts)) as batches,
-        tqdm(total=len(files), unit="image", disable=not verbose) as progress,
+        progress("load_images", len(files), verbose) as bar,
     ):
         for cut, batch in zip(cuts, batches, strict=True):
             yield cut, batch.numpy()
-            progress.update(len(batch))
+            bar.update(len(batch))
 
 
 def _write_npy(files, path, verbose):

@@ -41,6 +41,11 @@ class KeptFeatures:
         Those whose features serve; the first is the one that computes.
     images : ImageSource
 
+    Attributes
+    ----------
+    n_computed : int
+        Images whose features were not there, of the last call.
+
     Raises
     ------
     Undigestible
@@ -64,6 +69,7 @@ class KeptFeatures:
         compute : callable
             Returns them.
         """
+        self.n_computed = len(self.images)
         digest = self.images.digest()
         if digest is None:
             return compute()
@@ -72,6 +78,7 @@ class KeptFeatures:
         name = f"features/{digest_of((made_by, may_give_up, digest, circumstances()))}"
         kept = self.folder.read(name)
         if kept is not None:
+            self.n_computed = 0
             return kept.view(np.float32).reshape(len(self.images), self.tap_set.n_features)
         features = compute()
         if not self.images.bad:  # what can't be read now may be later
@@ -92,7 +99,7 @@ class KeptFeatures:
         missing = self._in_table(self._read, digests, features)
         if missing is None:
             missing = np.arange(len(digests))
-        start = 0
+        self.n_computed, start = len(missing), 0
         for batch, engine in compute(missing) if len(missing) else ():
             rows = missing[start : start + len(batch)]
             features[rows] = batch

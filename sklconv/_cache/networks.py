@@ -13,21 +13,26 @@ from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
 from .._platform.digests import CODE, Undigestible, digest_of
 from .._pretrained.backbones import Backbone
+from .._progress import print_line
 from .folder import circumstances, say
 
 # What a fit shows, and what computes the fitted network.
 NOT_OF_TRAINING = ("verbose", "engine")
 
 
-class Training:
+class KeptFit:
     """A fit of a classifier, or what an equal one has left in a folder.
 
     Parameters
     ----------
     folder : Folder or None
     classifier : ConvNetClassifier
+    fit : callable
+        Fits ``classifier`` and returns it.
+    is_watched : bool
+        Whether scikit-learn's callbacks take part, which may do anything.
     X, y, sample_weight, X_val, y_val
-        As its ``fit`` takes them.
+        What it is fitted on.
 
     Attributes
     ----------
@@ -35,12 +40,12 @@ class Training:
         Under which the network is kept; None: it is not.
     """
 
-    def __init__(self, folder, classifier, X, y, sample_weight, X_val, y_val):
-        self.folder, self.classifier, self.name = folder, classifier, None
-        self._data, self._validation = (X, y, sample_weight), {"X_val": X_val, "y_val": y_val}
+    def __init__(self, folder, classifier, fit, is_watched, X, y, sample_weight, X_val, y_val):
+        self.folder, self.classifier, self.name, self._fit = folder, classifier, None, fit
         if folder is not None:
+            images, targets = (X, X_val), (y, sample_weight, y_val)
             try:
-                self.name = _name(classifier, (X, X_val), (y, sample_weight, y_val))
+                self.name = _name(classifier, is_watched, images, targets)
             except Undigestible as error:
                 say(f"this training is not kept: {error}")
 
@@ -69,11 +74,8 @@ class Training:
             return None
         _sound.add(path)
         if self.classifier.verbose:
-            print(f"{type(self.classifier).__name__}: an equal fit is taken from {path}")
+            print_line(f"{type(self.classifier).__name__}: an equal fit is taken from {path}")
         return kept
-
-    def _fit(self):
-        return self.classifier.fit(*self._data, **self._validation)
 
 
 class KeptNetwork:
@@ -103,11 +105,11 @@ class KeptNetwork:
 _sound: set = set()
 
 
-def _name(classifier, images, targets):
+def _name(classifier, is_watched, images, targets):
     parameters = classifier.get_params(deep=False)
     for parameter in NOT_OF_TRAINING:
         del parameters[parameter]
-    if parameters["callbacks"]:
+    if parameters["callbacks"] or is_watched:
         raise Undigestible("its callbacks may do anything else")
     if not isinstance(parameters["random_state"], (Integral, type(None))):
         raise Undigestible("its random_state is a generator, which each fit changes")

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .._engines.choice import pays
 from .._engines.graph import NotExportable
@@ -15,6 +14,7 @@ from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._images.files import TAKE_A_READER
 from .._platform.digests import Undigestible, digest_of
 from .._pretrained.libraries import LIBRARIES
+from .._progress import progress
 from .backbone import make_backbone
 from .console import count, say
 from .errors import CommandError
@@ -26,9 +26,6 @@ from .photos import find_photos, photos_digest
 SOFTWARE = ("sklconv", "torch", "pillow", *(library.package for library in LIBRARIES.values()))
 
 MAX_BAD_LISTED = 20
-
-# Where there is no terminal, at most so many lines say how far a run is, and these apart.
-PROGRESS_LINES, PHOTOS_BETWEEN_LINES = 10, 100
 
 
 def extract(arguments):
@@ -135,22 +132,14 @@ def _probe(extractor):
 
 
 def _compute(results, extractor, photos, arguments):
-    n_photos, on_terminal = len(photos.paths), sys.stderr.isatty()
-    bar = tqdm(
-        total=n_photos,
-        initial=results.n_rows,
-        unit=" images",
-        disable=arguments.quiet or not on_terminal,
-    )
-    with bar:
+    n_photos, n_done = len(photos.paths), results.n_rows
+    with progress("sklconv extract", n_photos, not arguments.quiet, n_done) as bar:
         # First the bad ones that an earlier run has found.
         for n_rows in chain([0], _compute_rest(extractor, photos, results)):
             if arguments.on_bad_image == "raise" and results.bad:
                 row, reason = min(results.bad.items())
                 raise CommandError(f"{photos.paths[row]} can't be read: {reason}")
             bar.update(n_rows)
-            if not (arguments.quiet or on_terminal):
-                _say_progress(results.n_rows - n_rows, results.n_rows, n_photos)
 
 
 def _compute_rest(extractor, photos, results):
@@ -167,13 +156,6 @@ def _compute_rest(extractor, photos, results):
             own = {row: bad[row].removesuffix(TAKE_A_READER) for row in here if row in bad}
             results.append(rows, own)
             yield len(rows)
-
-
-def _say_progress(n_before, n_done, n_photos):
-    """Print how far the run is, unless too few photos have been done since the last line."""
-    step = max(n_photos // PROGRESS_LINES, PHOTOS_BETWEEN_LINES)
-    if n_before // step < n_done // step and n_done < n_photos:
-        say(f"{n_done:,} of {n_photos:,} photos")
 
 
 def _write(results, extractor, photos, output):

@@ -26,6 +26,7 @@ from .._networks.torch_module import TorchModule
 from .._platform.randomness import draw_seed
 from .._platform.sklearn import (
     BaseComposition,
+    CallbackSupportMixin,
     Interval,
     StrOptions,
     SuggestingEstimator,
@@ -39,13 +40,16 @@ from .._training.state import TrainingState
 from .._training.training import train
 from .dask import by_blocks, empty_table
 from .targets import check_labels, combined_weights, encode_labels, hold_out
+from .tasks import FitTasks
 from .undo import undone_if_it_fails
 
 # Values that a softmax takes at a time.
 SOFTMAX_VALUES = 2**11
 
 
-class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
+class ConvNetClassifier(
+    ClassifierMixin, CallbackSupportMixin, BaseComposition, SuggestingEstimator
+):
     """Convolutional network as a classifier.
 
     Parameters
@@ -138,8 +142,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         generators, for ``augment`` and for networks not made of declarative layers. With the
         same int, machine and number of threads, results are the same to the bit.
     verbose : int, default=0
-        1: print the layer table and a line per epoch. 2: also show a progress bar over batches,
-        on a terminal or in a notebook.
+        1 or more: `fit` prints the layer table and a line per epoch; it and predictions of many
+        images show a progress bar with the time left; see :ref:`progress`.
 
     Attributes
     ----------
@@ -375,6 +379,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         self
         """
+        tasks = FitTasks(self, "fit", self.max_epochs, X, y, sample_weight)
         with undone_if_it_fails(self):
             warm = self.warm_start and hasattr(self, "net_")
             images, y = self._read_training_data(X, y, reset=not warm)
@@ -390,7 +395,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
             valid = self._read_validation_data(X_val, y_val, sample_weight_val)
             if self.early_stopping and valid is None:
                 data, valid = self._hold_out(data)
-            self._train(data, valid, self.max_epochs, self.net_ if warm else None)
+            old = self.net_ if warm else None
+            self._train(data, valid, self.max_epochs, old, tasks)
+            tasks.end()
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -418,6 +425,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         -------
         self
         """
+        tasks = FitTasks(self, "partial_fit", 1, X, y, sample_weight)
         with undone_if_it_fails(self):
             first = not hasattr(self, "net_")
             if not first:
@@ -431,7 +439,9 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
                 )
             self._note_classes(classes, first)
             data = self._with_targets(images, y, sample_weight, self.class_weight)
-            self._train(data, None, 1, None if first else self.net_, partial=True)
+            old = None if first else self.net_
+            self._train(data, None, 1, old, tasks, partial=True)
+            tasks.end()
         return self
 
     def decision_function(self, X: ImagesLike) -> NDArray[np.float32]:
@@ -519,7 +529,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         weights = combined_weights(sample_weight, class_weight, images, y, self.classes_, name)
         return images, targets, weights
 
-    def _train(self, data, valid, epochs, old, *, partial=False):
+    def _train(self, data, valid, epochs, old, tasks, *, partial=False):
         if old is None and isinstance(self.module, list):
             check_layers(self.module)
             self._validate_names([name for name, _ in self._named_layers])
@@ -527,7 +537,7 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         try:
             recipe = Recipe.of(self, epochs, partial=partial)
             check_engine(self.engine, recipe.device, recipe.precision)
-            train(recipe, data, valid, state, old=old, partial=partial)
+            train(recipe, data, valid, state, old=old, partial=partial, tasks=tasks)
         finally:  # an interrupt keeps what there is
             if state.n_batches:
                 forget(state.net.module_)
@@ -542,7 +552,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         if self.engine == "onnxruntime":
             taps, n = output_taps(len(self.classes_)), len(images)
             run = choose_run(self.engine, network, taps, network.precision, n, network)
-        return collect_outputs(network, images, run, type(self).__name__)
+        name = type(self).__name__
+        return collect_outputs(network, images, run, name, verbose=self.verbose)
 
     def _read_training_data(self, X, y, *, reset):
         """Check X and y; return an `ImageSource` and labels (n,)."""

@@ -24,7 +24,7 @@ from .._activations.tap_set import place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
 from .._cache.features import WORTH_A_ROW, KeptFeatures, digest_of_network
 from .._cache.folder import Folder, say
-from .._cache.networks import Training
+from .._cache.networks import KeptFit
 from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
@@ -47,25 +47,29 @@ from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
+    CallbackSupportMixin,
     Interval,
     InvalidParameterError,
     StrOptions,
     SuggestingEstimator,
     check_feature_names_in,
     fit_context,
+    has_callbacks,
 )
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
+from .._progress import print_line
 from .classifier import ConvNetClassifier
 from .dask import by_blocks, empty_table
 from .targets import check_choice
+from .tasks import FitTasks
 from .undo import undone_if_it_fails
 
 # What a fit notes of a network that it has trained.
 NOTED = ("_format", "image_shape_", "n_features_in_", "_taps", "layers_", "pools_", "_layer_rows")
 
 
-class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
+class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEstimator):
     """Activations of a convolutional network's layers as features.
 
     Parameters
@@ -98,7 +102,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         these there are (timm's and torchvision's do). Maps are read as (N, C, H, W), or as
         (N, H, W, C) where the network computes them so. A callable takes the activation as it
         is, a tensor, and returns one of shape (N, n_features). Vectors are left unchanged.
-    image_shape, data_format, reader, device, precision, random_state, verbose : default=None
+    image_shape, data_format, reader, device, precision, random_state : default=None
         As for `ConvNetClassifier`; None: the estimator's value.
     on_bad_image : {"raise", "nan"}, default="raise"
         What `transform` does with an image file that can't be read: raise an error, or fill its
@@ -124,6 +128,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         warning: fits with ``callbacks`` or a generator as ``random_state``, and of code that has
         no digest. What is kept is read by `pickle`: nobody else should be able to write to the
         folder. None: nothing is kept.
+    verbose : int or None, default=None
+        1 or more: a `ConvNetClassifier` is trained with this ``verbose``; what ``layer="auto"``
+        has scored is printed, and how much ``memory`` had; `fit` and `transform` of many images
+        show a progress bar with the time left; see :ref:`progress`. None: the estimator's value.
 
     Attributes
     ----------
@@ -268,20 +276,18 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         -------
         self
         """
+        tasks = FitTasks(self, "fit", int(self._trains()), X, y, sample_weight)
         with undone_if_it_fails(self):
             for name in ("estimator_", "_kept", "backbone_", "bad_images_", "layer_scores_"):
                 self.__dict__.pop(name, None)
             X, y = computed(X), computed(y)
             images = check_images(self, X, reset=True)
-            if isinstance(self.estimator, Backbone):
-                self._take_backbone(images, self.estimator)
-            elif isinstance(self.estimator, torch.nn.Module):
-                self._take_module(images)
-            elif isinstance(self.estimator, FrozenEstimator):
-                self._take_frozen(images, self.estimator.estimator)
+            if self._trains():
+                self._train_classifier(tasks, images, X, y, sample_weight, X_val, y_val)
             else:
-                return self._train_classifier(images, X, y, sample_weight, X_val, y_val)
-            self._look_at_network(images, y, sample_weight)
+                self._take_network(images)
+                self._look_at_network(images, y, sample_weight)
+            tasks.end()
         return self
 
     def fit_transform(
@@ -342,9 +348,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             features: Any = self.transform(X)
             yield from (rows.compute() for rows in features.blocks.ravel())
             return
-        images, name, start = read_images(self, X), type(self).__name__, 0
-        run = self._choose_run(len(images))
-        for rows in iterate_outputs(self.module_, images, run, name, self.batch_size):
+        images, start = read_images(self, X), 0
+        for rows in self._iterate(images, self._choose_run(len(images))):
             self._note_bad_images(images, rows, start)
             start += len(rows)
             yield rows
@@ -431,12 +436,20 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             rows = [row - start for row, _, _ in bad if 0 <= row - start < len(features)]
             features[rows] = np.nan
 
+    def _take_network(self, images):
+        if isinstance(self.estimator, Backbone):
+            self._take_backbone(images, self.estimator)
+        elif isinstance(self.estimator, torch.nn.Module):
+            self._take_module(images)
+        elif isinstance(self.estimator, FrozenEstimator):
+            self._take_frozen(images, self.estimator.estimator)
+
     def _look_at_network(self, images, y, sample_weight):
         self.image_shape_ = self._format.shape
         self.n_features_in_ = self._format.n_features
         self._place_taps(images, y, sample_weight)
 
-    def _train_classifier(self, images, X, y, sample_weight, X_val, y_val):
+    def _train_classifier(self, tasks, images, X, y, sample_weight, X_val, y_val):
         estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
         overrides = {
             name: getattr(self, name)
@@ -451,17 +464,23 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             )
             if getattr(self, name) is not None
         }
-        folder, estimator = Folder.of(self.memory), estimator.set_params(**overrides)
-        training = Training(folder, estimator, X, y, sample_weight, X_val, y_val)
+        estimator.set_params(**overrides)
+
+        def fit():
+            with tasks.inner_fit(estimator):
+                return estimator.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
+
+        folder, data = Folder.of(self.memory), (X, y, sample_weight, X_val, y_val)
+        is_watched = any(map(has_callbacks, (self, estimator)))
+        training = KeptFit(folder, estimator, fit, is_watched, *data)
         name = self._name_of_fit(training)
         if name and self._recall_fit(training, name):
-            return self
+            return
         self.estimator_ = training.fit()
         self._format = self._with_file_options(self.estimator_._format)
         self._look_at_network(images, y, sample_weight)
         if name:
             self._keep_fit(folder, name)
-        return self
 
     def _name_of_fit(self, training):
         """Return under which name is kept what a fit notes of the network, or None."""
@@ -577,15 +596,16 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         classes, weights = check_choice(y, sample_weight, images, name, warn=not self._trains())
         rows = sample_rows(classes, weights, self._taps)
         source = self._format.read(images, name).take(rows)
-        features = collect_outputs(self.module_, source, self._features, name, self.batch_size)
+        verbose, network = self._verbose(), self.module_
+        features = collect_outputs(network, source, self._features, name, self.batch_size, verbose)
         read = np.setdiff1d(np.arange(len(rows)), [row for row, *_ in source.bad or []])
         rows, features = rows[read], features[read]
         # Where the network has learned these very rows, later layers are flattered.
         n_best = 1 if self._trains() else N_BEST
         best, scores = choose_layers(self._taps, features, classes[rows], weights[rows], n_best)
         self.layer_scores_ = as_table(scores)
-        if self.verbose or (self.verbose is None and self._trains() and self.estimator_.verbose):
-            print(format_scores(scores, best))
+        if verbose:
+            print_line(format_scores(scores, best))
         return best
 
     def _check_rows(self):
@@ -622,6 +642,10 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             else self._kept.unfitted
         )
 
+    def _verbose(self):
+        trained = self._unfitted() or getattr(self, "estimator_", None)
+        return self.verbose if self.verbose is not None or trained is None else trained.verbose
+
     def _engine(self):
         """Return this extractor's engine, or else its estimator's, whose "auto" is torch."""
         own = self._unfitted() or getattr(self, "estimator_", None)
@@ -632,7 +656,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
 
     def _compute(self, images):
         run, name = self._choose_run(len(images)), type(self).__name__
-        return collect_outputs(self.module_, images, run, name, self.batch_size)
+        return collect_outputs(self.module_, images, run, name, self.batch_size, self._verbose())
 
     def _recall(self, folder, images):
         """Return the features, of which those that are kept in ``folder`` are not computed."""
@@ -642,19 +666,30 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             engines = self._engines(len(images))
             kept = KeptFeatures(folder, digest, self._taps, self._precision(), engines, images)
             if self._trains() or self._taps.multiply_adds < WORTH_A_ROW:
-                return kept.whole(lambda: self._compute(images))
-            return kept.by_row(lambda rows: self._compute_rows(images, rows))
+                features = kept.whole(lambda: self._compute(images))
+            else:
+                features = kept.by_row(lambda rows: self._compute_rows(images, rows))
         except Undigestible as error:
             say(f"these features are not kept: {error}")
             return self._compute(images)
+        if self._verbose():
+            n, n_computed = len(images), kept.n_computed
+            print_line(
+                f"{type(self).__name__}: features of {n - n_computed:,} of {n:,} images are taken "
+                f"from {folder.path}, {n_computed:,} are computed"
+            )
+        return features
 
     def _compute_rows(self, images, rows):
         """Yield batches of features, and the engine that has computed each."""
-        run, name = self._choose_run(len(images)), type(self).__name__
-        batches = iterate_outputs(self.module_, images, run, name, self.batch_size, rows)
-        with closing(batches):
+        run = self._choose_run(len(images))
+        with closing(self._iterate(images, run, rows)) as batches:
             for batch in batches:
                 yield batch, _engine_of(run)
+
+    def _iterate(self, images, run, rows=None):
+        name, verbose = type(self).__name__, self._verbose()
+        return iterate_outputs(self.module_, images, run, name, self.batch_size, rows, verbose)
 
     def _engines(self, n_images):
         """Return those whose features serve; the first is the one that computes."""

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._images.forms import check_images, is_plain_array
 from .._images.sources import slices
 from .._platform.devices import keep_freed_memory, leave_parents_threads, without_autocast
+from .._progress import progress
 
 # Images of few values take less time in larger batches, of which no layer's output grows so
 # large that the C library would no longer reuse its memory.
@@ -38,7 +39,7 @@ def read_images(estimator, X):
     return estimator._format.read(X, type(estimator).__name__)
 
 
-def iterate_outputs(network, images, run, name, batch_size=None, rows=None):
+def iterate_outputs(network, images, run, name, batch_size=None, rows=None, verbose=0):
     """Yield what ``run`` makes of each batch of ``images``, as float32 numpy arrays.
 
     Parameters
@@ -50,28 +51,30 @@ def iterate_outputs(network, images, run, name, batch_size=None, rows=None):
         Takes a batch on the network's device; returns a tensor of as many rows. On a CPU batches
         are cut into pieces of ``run.piece_values`` values, if it has that.
     name : str
-        The estimator's, for errors.
+        The estimator's, for errors and the progress bar.
     batch_size : int or None
         None: 256 for images of at most 1,024 values, else 128.
     rows : array of int, default=None
         Those of the images; None: all.
+    verbose : int
+        Whether there is a progress bar.
 
     Yields
     ------
     ndarray of shape (batch, n_outputs)
     """
-    for output in _iterate_tensors(network, images, run, name, batch_size, rows):
+    for output in _iterate_tensors(network, images, run, name, batch_size, rows, verbose):
         yield output.numpy()
 
 
-def collect_outputs(network, images, run, name, batch_size=None):
+def collect_outputs(network, images, run, name, batch_size=None, verbose=0):
     """Return what `iterate_outputs` yields as one array."""
     n, start = len(images), 0
     if n <= (batch_size or DEFAULT_BATCH_SIZE):  # of the defaults the smaller: less to ask
         batch = images.batch(slice(0, n), network.device, name)
         warn_of_scale(network.prepare.largest, batch)
         return _evaluate(network, batch, run).numpy()
-    for output in _iterate_tensors(network, images, run, name, batch_size):
+    for output in _iterate_tensors(network, images, run, name, batch_size, verbose=verbose):
         if start == 0:
             # Numpy's memory comes in large pages; torch fills them with all threads.
             collected = torch.from_numpy(np.empty((n, *output.shape[1:]), dtype=np.float32))
@@ -80,14 +83,18 @@ def collect_outputs(network, images, run, name, batch_size=None):
     return collected.numpy()
 
 
-def _iterate_tensors(network, images, run, name, batch_size, rows=None):
+def _iterate_tensors(network, images, run, name, batch_size, rows=None, verbose=0):
     n = len(images) if rows is None else len(rows)
     cuts = slices(n, batch_size or _default_batch_size(network, images))
-    with closing(images.batches(cuts, network.device, name, rows)) as batches:
+    with (
+        closing(images.batches(cuts, network.device, name, rows)) as batches,
+        progress(name, n, verbose) as bar,
+    ):
         for number, batch in enumerate(batches):
             if number == 0:
                 warn_of_scale(network.prepare.largest, batch)
             yield _evaluate(network, batch, run)
+            bar.update(len(batch))
 
 
 def warn_of_scale(largest, batch):

@@ -1,6 +1,7 @@
-"""scikit-learn's private names, and estimators whose errors suggest the right name."""
+"""scikit-learn's private and new names, and estimators whose errors suggest the right name."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Self, TypeVar
 
 from sklearn.base import BaseEstimator, _fit_context
@@ -19,12 +20,43 @@ from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 from .words import did_you_mean
 
+try:
+    from sklearn.callback import CallbackSupportMixin, ProgressBar
+except ImportError:  # before scikit-learn 1.9
+
+    class NoTask:
+        """A task of which no callback hears."""
+
+        def subcontext(self, **options):
+            """Return a part of it."""
+            return self
+
+        def call_on_fit_task_begin(self, **options):
+            """Do nothing."""
+
+        call_on_fit_task_end = call_on_fit_task_begin
+        propagate_callback_context = nullcontext
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Without `set_callbacks`, so that there are no callbacks."""
+
+        def _init_callback_context(self, **options):
+            return NoTask()
+
+    ProgressBar = NoTask
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[Method], Method]:
     """scikit-learn's decorator, which has no types and would hide those of the method."""
     return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+
+
+def has_callbacks(estimator):
+    """Whether callbacks are set, but for scikit-learn's progress bar, which has no effects."""
+    callbacks = getattr(estimator, "_skl_callbacks", ())
+    return not all(isinstance(callback, ProgressBar) for callback in callbacks)
 
 
 class SuggestingEstimator(BaseEstimator):

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from skorch import NeuralNetClassifier
-from skorch.callbacks import ProgressBar as ProgressBar
 from skorch.dataset import Dataset
 from skorch.utils import TeeGenerator
 
@@ -57,7 +57,14 @@ class Training:
     schedule: Callable[[int], np.ndarray] | None = None  # number of steps -> factors of lr
     augment: Callable | None = None
     report: Callable[[dict], None] | None = None
+    tasks: Any = None  # which hear of epochs, and may end the training
     after_epoch: Callable[[TrainingState], None] | None = None
+    bar: Any = None  # of all epochs' images
+
+    @property
+    def n_images(self):
+        """The number of images in an epoch."""
+        return len(self.train) + (0 if self.valid is None else len(self.valid))
 
 
 class LeanNet(NeuralNetClassifier):
@@ -140,12 +147,21 @@ class LeanNet(NeuralNetClassifier):
         try:
             for epoch in range(state.n_epochs, training.epochs):
                 lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
+                epoch_of = f"epoch {epoch + 1} of {training.epochs}"
+                training.bar.set_description_str(epoch_of, refresh=False)
+                if training.tasks is not None:
+                    training.tasks.begin_epoch()
                 self.notify("on_epoch_begin", **datasets)
                 row = self._run_epoch(training, state, cuts, lrs)
                 state.n_epochs += 1
                 if stopping is not None:
                     stopping.watch(self.module_, row["valid_loss"])
-                if self._callback_stops(datasets) or (stopping is not None and stopping.is_over):
+                stops = [
+                    self._callback_stops(datasets),
+                    training.tasks is not None and training.tasks.end_epoch(state),
+                    stopping is not None and stopping.is_over,
+                ]
+                if any(stops):
                     break
                 if training.after_epoch is not None:
                     training.after_epoch(state)
@@ -209,6 +225,7 @@ class LeanNet(NeuralNetClassifier):
                     x = augmented(x, training.augment, module)
                 loss, outputs = train_batch(x, y, w)
                 state.n_batches += 1
+                training.bar.update(len(y))
                 losses.append(loss)
                 logits.append(outputs)
                 if len(logits) == BATCHES_PER_CHECK or number == len(cuts) - 1:
@@ -302,6 +319,7 @@ class LeanNet(NeuralNetClassifier):
                     self._end_batch((x, y), "valid", {"y_pred": logits, "loss": loss})
                 total += loss * len(x)
                 hits += (logits.argmax(1) == y).sum()
+                training.bar.update(len(y))
         self.history.record("valid_batch_count", len(cuts))
         n = len(data)
         return {"valid_loss": float(total) / n, "valid_accuracy": float(hits) / n}
@@ -350,6 +368,13 @@ class LeanNet(NeuralNetClassifier):
                 raise
             return True
         return False
+
+    def fitted_copy(self):
+        """Return a copy, as the net would be left if training ended now."""
+        copied = copy.deepcopy(self)
+        copied.module_.eval()
+        copied._lay_out_weights(training=False)
+        return copied
 
     def snapshot(self):
         """Return what `rollback` needs to undo further training."""

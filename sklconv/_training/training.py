@@ -1,12 +1,10 @@
 """From a recipe and images to a trained net."""
 
 import copy
-import sys
 import warnings
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .._activations.taps import Tap, penultimate_tap
 from .._images.batches import ImageSet
@@ -24,12 +22,26 @@ from .._networks.table import (
 from .._platform.devices import without_autocast
 from .._platform.randomness import generator
 from .._pretrained.heads import sole_head
-from .net import ProgressBar, Training, learning_rates, make_net
+from .._progress import print_line, progress
+from .net import Training, learning_rates, make_net
 from .pieces import images_a_piece
 from .state import EarlyStopping
 
+CLASSIFIER = "ConvNetClassifier"  # on progress bars, and in errors
 
-def train(recipe, data, valid, state, *, old=None, partial=False, start=None, after_epoch=None):
+
+def train(
+    recipe,
+    data,
+    valid,
+    state,
+    *,
+    old=None,
+    partial=False,
+    start=None,
+    tasks=None,
+    after_epoch=None,
+):
     """Train a new net, or go on from the ``old`` one.
 
     Parameters
@@ -46,15 +58,17 @@ def train(recipe, data, valid, state, *, old=None, partial=False, start=None, af
     start : dict or None, default=None
         What `TrainingState.state_dict` returned in training with the same arguments: it goes on
         from there, to the same weights.
+    tasks : FitTasks or None, default=None
+        Hears of each epoch, and may end the training.
     after_epoch : callable or None, default=None
         Called with ``state`` after each epoch but one that stops training.
     """
     # Whatever modes of torch the caller is in.
     with torch.inference_mode(False), without_autocast(recipe.device):
-        _train(recipe, data, valid, state, old, partial, start, after_epoch)
+        _train(recipe, data, valid, state, old, partial, start, (tasks, after_epoch))
 
 
-def _train(recipe, data, valid, state, old, partial, start, after_epoch):
+def _train(recipe, data, valid, state, old, partial, start, listeners):
     n_before = 0 if old is None else len(old.history)
     seeds = np.random.SeedSequence([recipe.seed, n_before]).generate_state(4)
     data, valid = (_read_once(recipe, part, old) for part in (data, valid))
@@ -72,7 +86,7 @@ def _train(recipe, data, valid, state, old, partial, start, after_epoch):
         if recipe.verbose:
             report = _announce(recipe, net.module_, state.layer_rows, trace.calls, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
-        training = _training(recipe, net, part, data, valid, report, after_epoch)
+        training = _training(recipe, net, part, data, valid, (report, *listeners))
         training.piece = images_a_piece(net.module_, net.criterion_, trace.calls)
         state.net, state.order = net, generator(seeds[1])
         if recipe.patience is not None:
@@ -80,7 +94,9 @@ def _train(recipe, data, valid, state, old, partial, start, after_epoch):
         with net.module_.seeded(seeds[2], users_code=recipe.augment is not None) as state.masks:
             if start is not None:
                 state.load_state_dict(start)
-            net.train(training, state)
+            n, done = (epochs * training.n_images for epochs in (recipe.epochs, state.n_epochs))
+            with progress(CLASSIFIER, n, recipe.verbose, done) as training.bar:
+                net.train(training, state)
     except BaseException as error:
         kept = isinstance(error, KeyboardInterrupt) and state.n_batches
         if before is not None and not kept:
@@ -126,10 +142,11 @@ def _trained_part(recipe, network, calls, output):
     return sole_head(network, calls, output) if _computes_once(recipe) else None
 
 
-def _training(recipe, net, part, data, valid, report, after_epoch):
+def _training(recipe, net, part, data, valid, listeners):
     if part is not None:
         data = _before_head(recipe, net.module_, data)
         valid = None if valid is None else _before_head(recipe, net.module_, valid)
+    report, tasks, after_epoch = listeners
     return Training(
         train=_image_set(data, recipe.device),
         valid=None if valid is None else _image_set(valid, recipe.device),
@@ -139,6 +156,7 @@ def _training(recipe, net, part, data, valid, report, after_epoch):
         schedule=recipe.schedule,
         augment=recipe.augment,
         report=report,
+        tasks=tasks,
         after_epoch=after_epoch,
     )
 
@@ -151,7 +169,8 @@ def _before_head(recipe, network, data):
         network,
         images,
         lambda x: network.activations([tap], tap, x, recipe.precision)[0],
-        "ConvNetClassifier",
+        CLASSIFIER,
+        verbose=recipe.verbose,
     )
     return ImageArray(features), *others
 
@@ -166,7 +185,7 @@ def _make_net(recipe, data, old, seed):
         rates=_rates(recipe, network),
         weight_decay=recipe.weight_decay,
         batch_size=recipe.batch_size_of(len(data[0])),
-        callbacks=[*(recipe.callbacks or []), *_progress_bars(recipe.verbose)],
+        callbacks=recipe.callbacks,
         net_params=recipe.net_params,
         device=recipe.device,
         verbose=int(recipe.verbose > 0),
@@ -179,12 +198,6 @@ def _make_net(recipe, data, old, seed):
 def _rates(recipe, network):
     backbone_lr = recipe.lr * recipe.backbone_lr_scale
     return learning_rates(network, recipe.lr, backbone_lr, recipe.net_params)
-
-
-def _progress_bars(verbose):
-    """Return a bar over the batches in a list, or none where it could not redraw itself."""
-    bar = ProgressBar()
-    return [bar] if verbose > 1 and (sys.stderr.isatty() or bar.in_ipynb()) else []
 
 
 def _build_network(recipe, images, seed):
@@ -203,17 +216,11 @@ def _build_network(recipe, images, seed):
 def _announce(recipe, network, rows, calls, penultimate):
     """Print the layer table; return what prints an epoch's row."""
     stages = stage_rows(rows, network.body, calls)
-    print(format_layers(stages, recipe.image_shape, "learnable parameters", penultimate))
+    lines = [format_layers(stages, recipe.image_shape, "learnable parameters", penultimate)]
     if len(stages) < len(rows):
-        print(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
-    print(EPOCH_HEADER)
-    return _print_epoch
-
-
-def _print_epoch(row):
-    # A progress bar on the terminal gives way: the row would be glued to it.
-    with tqdm.external_write_mode(nolock=True):
-        print(format_epoch(row))
+        lines.append(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
+    print_line("\n".join([*lines, EPOCH_HEADER]))
+    return lambda row: print_line(format_epoch(row))
 
 
 def _image_set(part, device):

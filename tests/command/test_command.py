@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ import torch
 from PIL import Image
 
 import sklconv
-from sklconv import Backbone, ConvFeatureExtractor, __main__
+from sklconv import Backbone, ConvFeatureExtractor, __main__, _progress
 from sklconv.__main__ import main
-from sklconv._command import extract as extract_module
 from sklconv._command import outputs, partial_results
 from sklconv._engines import choice, graph, runtime
 
@@ -308,42 +306,28 @@ def test_quiet(photos, capsys):
 
 @pytest.mark.parametrize("quiet", [False, True])
 def test_progress_bar_on_a_terminal(photos, capsys, monkeypatch, quiet):
+    monkeypatch.setattr(_progress, "DELAY", 0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     extract("photos", *OPTIONS, *["--quiet"] * quiet)
     shown = capsys.readouterr().err
-    assert bool(re.search(r"22/22 \[\d\d:\d\d<\d\d:\d\d, .* images/s\]", shown)) == (not quiet)
+    assert bool(re.search(r"sklconv extract: .*/22 \[\d\d:\d\d<.* images/s\]", shown)) == (
+        not quiet
+    )
 
 
 def test_a_few_lines_of_progress_elsewhere(photos, capsys, monkeypatch):
-    monkeypatch.setattr(extract_module, "PHOTOS_BETWEEN_LINES", 5)
+    monkeypatch.setattr(_progress, "SECONDS_BETWEEN_LINES", 1e-9)
     extract("photos", *OPTIONS)
-    lines = ["8 of 22 photos", "12 of 22 photos", "16 of 22 photos", "20 of 22 photos"]
-    assert capsys.readouterr().err.splitlines() == ["22 photos, 2 classes", *lines]
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "22 photos, 2 classes"
+    assert [line.partition(" [")[0] for line in lines] == [
+        f"sklconv extract: {n} of 22 images" for n in (4, 8, 12, 16, 20)
+    ]
     extract("photos", *OPTIONS, "--quiet")
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("n_photos", "expected"),
-    [
-        (32, []),
-        (99, []),
-        (350, [128, 224, 320]),
-        (64_000, range(6400, 64_000, 6400)),
-        (1_000_001, [100_000, 200_000, 300_000, 400_000, 500_000, 600_000, 700_000, 800_000,
-                     900_000, 1_000_000]),
-    ],
-)  # fmt: skip
-def test_how_often_there_is_a_line(n_photos, expected, capsys):
-    ends = [*range(32, n_photos, 32), n_photos]
-    for before, done in pairwise([0, *ends]):
-        extract_module._say_progress(before, done, n_photos)
-    assert capsys.readouterr().err.splitlines() == [
-        f"{n_done:,} of {n_photos:,} photos" for n_done in expected
-    ]
-
-
-def test_no_lines_of_progress_for_few_photos(photos, capsys):
+def test_no_lines_of_progress_for_what_is_soon_done(photos, capsys):
     extract("photos", *OPTIONS)
     assert capsys.readouterr().err == "22 photos, 2 classes\n"
 
@@ -616,6 +600,7 @@ def test_nothing_is_left_of_a_run_that_computed_nothing(photos, monkeypatch, cap
 
 def test_progress_begins_where_the_run_before_stopped(photos, monkeypatch, capsys):
     interrupt(monkeypatch)
+    monkeypatch.setattr(_progress, "DELAY", 0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     extract("photos", *OPTIONS)
     assert "12/22" in capsys.readouterr().err

@@ -1,9 +1,7 @@
 """ConvNetClassifier: labels, weights, stopping, going on, schedules, optimizers, reports."""
 
-import io
 import json
 import math
-import re
 import sys
 
 import numpy as np
@@ -13,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import expit, softmax
 from sklearn.datasets import load_digits
 from sklearn.utils.class_weight import compute_class_weight
-from skorch.callbacks import Callback, ProgressBar
+from skorch.callbacks import Callback
 from torch import nn
 
 from sklconv import ConvNetClassifier
@@ -949,7 +947,7 @@ def test_verbose_prints_the_layer_table_and_a_line_an_epoch(capsys, verbose, val
     data = {"X_val": X_val, "y_val": y_val} if validated else {}
     clf = small(verbose=verbose, max_epochs=3).fit(X, y, **data)
     captured = capsys.readouterr()
-    assert captured.err == ""  # a progress bar is for a terminal
+    assert captured.err == ""  # a progress bar is for a terminal, or for what takes longer
     lines = captured.out.splitlines()
     total = next(i for i, line in enumerate(lines) if "learnable parameters" in line)
     assert lines[total] == "1,110 learnable parameters"
@@ -974,41 +972,6 @@ def test_verbose_prints_the_layer_table_and_a_line_an_epoch(capsys, verbose, val
         if validated:
             values += [f"{row['valid_loss']:.4f}", f"{row['valid_accuracy']:.4f}"]
         assert line.split() == [*values, f"{row['duration']:.2f}", "s"]
-
-
-class Terminal(io.StringIO):
-    """Both streams of a process, and what its screen shows in the end and meanwhile."""
-
-    def isatty(self):
-        return True
-
-    def screens(self):
-        lines, column = [""], 0
-        for character in self.getvalue():
-            if character in "\r\n":
-                column = 0
-                lines += [""] * (character == "\n")
-                yield [line.rstrip() for line in lines]
-            else:
-                lines[-1] = lines[-1][:column] + character + lines[-1][column + 1 :]
-                column += 1
-        yield [line.rstrip() for line in lines]
-
-
-@pytest.mark.parametrize("users_own", [False, True])
-def test_a_progress_bar_on_a_terminal_comes_before_the_row_and_goes(monkeypatch, users_own):
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    options = {"verbose": 1, "callbacks": [ProgressBar()]} if users_own else {"verbose": 2}
-    small(max_epochs=3, **options).fit(X, y)
-    *screens, last = terminal.screens()
-    table = last.index("1,110 learnable parameters")
-    assert [line.split()[0] for line in last[table + 3 : -1]] == ["1", "2", "3"]
-    assert last[-1] == ""
-    bars = {line for screen in screens for line in screen if "it/s" in line or "it [" in line}
-    assert bars
-    assert not any(re.search(r"\] +\d+ ", line) for line in bars)  # no row behind a bar
 
 
 def test_partial_fit_reports_too(capsys):

@@ -435,11 +435,3 @@ def test_wrong_paths(paths):
 def test_no_paths():
     with pytest.raises(ValueError, match="paths is empty"):
         load_images([], (6, 5))
-
-
-@pytest.mark.parametrize("verbose", [0, 1])
-def test_progress(photos, capsys, verbose):
-    load_images(photos[0], (6, 5), verbose=verbose)
-    output = capsys.readouterr()
-    assert ("7/7" in output.err) == bool(verbose)
-    assert output.out == ""
