@@ -1,8 +1,9 @@
 """What ``memory`` saves and costs: ``python -m benchmarks.searches [STUDY ...]``.
 
 heads: a search over layers and an SVC's parameters behind a network that is trained, five folds.
-frozen: a search over layers and poolings of EfficientNet-Lite0, five folds. cost: a fit that finds
-nothing. kills: a search that is killed at random moments, and started again each time, ends with
+scores: those of a search are the same without memory, with it, and of two processes. frozen: a
+search over layers and poolings of EfficientNet-Lite0, five folds. cost: a fit that finds nothing.
+kills: a search that is killed at moments spread over it, and started again each time, ends with
 the scores of one that nobody kills. halving: halving over epochs against the full grid. jobs:
 n_jobs=2 against 1, in processes and in threads. Passes and trainings are counted by the networks
 themselves.
@@ -23,8 +24,10 @@ import torch
 from joblib import parallel_config
 from sklearn.base import clone
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, StratifiedKFold
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from torch import nn
@@ -38,6 +41,12 @@ from .race.worker import ROOT
 # Images that passed in training mode, and in evaluation mode.
 PASSED = {True: 0, False: 0}
 FOLDS = StratifiedKFold(5)
+
+# A search that is killed so often goes on from where it was.
+KILLS_A_SEARCH = 5
+
+# Seconds after which a search that nobody kills waits for what does not come.
+STUCK = 600
 
 
 class Counting(nn.Sequential):
@@ -65,8 +74,7 @@ class CountingLite0(nn.Module):
 
 def heads(options):
     """Two layers, five C, two gamma, five folds; 10,000 images of MNIST, three epochs."""
-    X, _, y, _ = load_mnist()
-    X, y = X[: options.images], y[: options.images]
+    X, y = first_images(options.images)
     net = ConvNetClassifier(TorchModule(Counting), max_epochs=3, random_state=0)
     grid = {"layer": ["8", "5"], "C": [0.1, 1, 10, 100, 1000], "gamma": ["scale", 1e-3]}
     grid["pool"] = ["flatten"]
@@ -76,19 +84,20 @@ def heads(options):
         return timed(GridSearchCV(make_pipeline(extractor, SVC()), prefixed(grid), cv=FOLDS), X, y)
 
     with tempfile.TemporaryDirectory() as folder:
-        first = search(folder)
-        n_trained = PASSED[True] / (3 * len(X) * 4 / 5)
-        second = search(folder)
+        first, n_trained, n_passes = counted(search, folder)
+        second, *again = counted(search, folder)
     parts = separately(net, grid, X, y)
-    print(f"trainings: {n_trained:.2f}")
-    print(f"first run {first.seconds:.1f} s, of its parts {first.seconds / sum(parts):.3f}")
-    print(f"parts: training {parts[0]:.1f} s, extraction {parts[1]:.1f} s, heads {parts[2]:.1f} s")
     rest = (second.seconds - parts[2]) / sum(parts[:2])
-    print(f"second run {second.seconds:.1f} s; without heads {rest:.3f} of the first's")
-    same = np.array_equal(
-        first.cv_results_["mean_test_score"], second.cv_results_["mean_test_score"]
+    scores = [search.cv_results_["mean_test_score"] for search in (first, second)]
+    show("trainings", n_trained / (3 * len(X) * 4 / 5), "5")
+    show(
+        "passes of an image, a fold and layer", n_passes / (len(X) * 5 * 2), "1, and some to trace"
     )
-    print(f"equal scores: {same}")
+    show("parts: training, extraction, heads", " + ".join(f"{part:.1f}" for part in parts), "s")
+    show("first run, of its parts", first.seconds / sum(parts), f"1.15; {first.seconds:.1f} s")
+    show("second run without heads", rest, f"0.1 of the first's; {second.seconds:.1f} s in all")
+    show("images that passed in the second run", sum(again), "0, but for those that trace")
+    show("equal scores", np.array_equal(*scores), "True")
 
 
 def separately(net, grid, X, y):
@@ -98,17 +107,39 @@ def separately(net, grid, X, y):
         started = time.perf_counter()
         fitted = ConvFeatureExtractor(net, engine="torch").fit(X[train], y[train])
         seconds[0] += time.perf_counter() - started
+        network = FrozenEstimator(fitted.estimator_)
         for layer in grid["layer"]:
             started = time.perf_counter()
-            extractor = fitted.set_params(layer=layer, pool="flatten")
-            extractor._place_taps()
-            parts = [extractor.transform(X[rows]) for rows in (train, test)]
+            extractor = ConvFeatureExtractor(network, layer=layer, pool="flatten", engine="torch")
+            parts = [extractor.fit(X[rows]).transform(X[rows]) for rows in (train, test)]
             seconds[1] += time.perf_counter() - started
             started = time.perf_counter()
             for c, gamma in itertools.product(grid["C"], grid["gamma"]):
                 SVC(C=c, gamma=gamma).fit(parts[0], y[train]).score(parts[1], y[test])
             seconds[2] += time.perf_counter() - started
     return seconds
+
+
+def scores(options):
+    """The same scores without memory, with it, and with two processes that share it."""
+    X, y = first_images(options.images // 5)
+    torch.set_num_threads(1)  # as many as each process has
+    net = ConvNetClassifier(TorchModule(Counting), max_epochs=1, random_state=0)
+    fitted = FrozenEstimator(clone(net).fit(X, y))
+    for label, network, bound in (("trained", net, "0"), ("frozen", fitted, "0.002")):
+        tables = []
+        for has_memory, n_jobs in ((False, 1), (True, 1), (True, 2)):
+            with tempfile.TemporaryDirectory() as folder:
+                extractor = ConvFeatureExtractor(
+                    network, engine="torch", memory=folder if has_memory else None
+                )
+                grid = prefixed({"layer": ["8", "5"], "C": [1, 10]})
+                model = make_pipeline(extractor, SVC())
+                search = timed(GridSearchCV(model, grid, cv=FOLDS, n_jobs=n_jobs), X, y)
+                keys = [f"split{fold}_test_score" for fold in range(5)]
+                tables.append(np.array([search.cv_results_[key] for key in keys]))
+        largest = max(np.abs(table - tables[0]).max() for table in tables)
+        show(f"{label}: largest difference of a score", largest, bound)
 
 
 def frozen(options):
@@ -130,14 +161,16 @@ def frozen(options):
                 model = make_pipeline(extractor, LogisticRegression(max_iter=50))
                 seconds.append(timed(GridSearchCV(model, grid, cv=FOLDS), X, y).seconds)
             n_passes, label = PASSED[False] / len(X) / 10, "with" if has_memory else "without"
-            print(f"{label} memory {seconds[-1]:.1f} s; passes of an image: {n_passes:.2f}")
+            bound = "1, and some to trace" if has_memory else "10"
+            show(f"{label} memory, {seconds[-1]:.1f} s: passes of an image", n_passes, bound)
         ratios.append(seconds[0] / seconds[1])
-    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    show("time without memory to that with it", statistics.median(ratios), f"4 or more; {spread}")
 
 
 def cost(options):
     """60,000 images of MNIST, one epoch: a fit that finds nothing against one without memory."""
-    X, _, y, _ = load_mnist()
+    X, y = first_images(6 * options.images)
     net = ConvNetClassifier(networks.declarative("R1"), max_epochs=1)
     ratios = []
     for number in range(options.rounds):
@@ -151,43 +184,59 @@ def cost(options):
                 seconds[has_memory] = time.perf_counter() - started
         ratios.append(seconds[True] / seconds[False])
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"time with memory to that without {statistics.median(ratios):.3f} ({spread})")
+    median = statistics.median(ratios)
+    show("time with memory to that without", median, f"1.03 or less; {spread}")
 
 
 def kills(options):
-    """A search of some 30 seconds, killed at moments spread over it."""
-    wanted = _search_in_a_process(None)
-    rng, n_killed = random.Random(0), 0
+    """A search of some 30 seconds, killed at moments spread over it; each time it goes on."""
     with tempfile.TemporaryDirectory() as folder:
-        while n_killed < options.kills:
-            with tempfile.TemporaryDirectory(dir=folder) as memory:
-                for _ in range(5):
-                    n_killed += _search_in_a_process(memory, rng.uniform(3, 30)) is None
-                assert _search_in_a_process(memory) == wanted
-    print(f"{n_killed} kills, the same scores each time")
+        wanted, seconds = _search_in_a_process(options.images, folder)
+    n_killed, n_ended, same, n_rounds = 0, 0, [], -(-options.kills // KILLS_A_SEARCH)
+    for number in range(n_rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for kill in range(KILLS_A_SEARCH):
+                # The moments of a round lie between those of the one before.
+                share = (number + 1) / n_rounds if kill == 0 else 1
+                found, _ = _search_in_a_process(
+                    options.images, folder, share * seconds / KILLS_A_SEARCH
+                )
+                n_killed, n_ended = n_killed + (found is None), n_ended + (found is not None)
+            found, _ = _search_in_a_process(options.images, folder)
+            same.append(found == wanted)
+    show("seconds of a search that nobody kills", seconds, "some 30")
+    show("kills", n_killed, f"{options.kills}; {n_ended} came too late")
+    show("searches that ended with the same scores", f"{sum(same)} of {len(same)}", "all")
 
 
-def _search_in_a_process(memory, killed_after=None):
-    """Return what a search prints; None if it was killed."""
-    command = [sys.executable, "-m", "benchmarks.searches", "--one-search", memory or "none"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        return process.communicate(timeout=killed_after)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        return None
+def _search_in_a_process(n_images, memory, killed_after=None):
+    """Return what a search prints, None if it was killed, and its seconds."""
+    command = [sys.executable, "-m", "benchmarks.searches", "--one-search", memory]
+    command += ["--images", str(n_images)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()  # it begins
+        started = time.perf_counter()
+        try:
+            found = process.communicate(timeout=killed_after or STUCK)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            if killed_after is None:
+                raise
+            return None, killed_after
+    return found, time.perf_counter() - started
 
 
-def one_search(memory):
-    """Print the scores of the search that is killed."""
-    X, _, y, _ = load_mnist()
-    X, y = X[:4000], y[:4000]
+def one_search(options):
+    """Print the scores of the search that is killed: twenty trainings, and cheap heads."""
+    X, y = first_images(options.images // 2)
     net = ConvNetClassifier(networks.declarative("R1"), max_epochs=3, random_state=0)
-    grid = prefixed({"layer": ["dense", "pool2", "pool1"], "pool": ["avg", "flatten"]})
-    extractor = ConvFeatureExtractor(net, memory=None if memory == "none" else memory)
-    model = make_pipeline(extractor, LogisticRegression(max_iter=20))
-    search = GridSearchCV(model, grid, cv=3, refit=False).fit(X, y)
+    grid = {"layer": ["dense", "pool2", "pool1"], "pool": ["avg", "max"]}
+    grid["estimator__lr"] = [1e-3, 2e-3, 3e-3, 4e-3]
+    model = make_pipeline(ConvFeatureExtractor(net, memory=options.one_search), GaussianNB())
+    # An entry that is broken would be computed anew, with a warning.
+    warnings.filterwarnings("error", "memory: ")
+    print("begins", flush=True)
+    search = GridSearchCV(model, prefixed(grid), cv=5, refit=False, error_score="raise").fit(X, y)
     print(search.cv_results_["mean_test_score"].tolist())
 
 
@@ -239,6 +288,25 @@ def jobs(options):
         )
 
 
+def first_images(n):
+    """Return so many training images of MNIST, and their labels."""
+    X, _, y, _ = load_mnist()
+    return X[:n], y[:n]
+
+
+def counted(search, folder):
+    """Return the search, done, and the images that passed in training and at inference."""
+    PASSED.update({True: 0, False: 0})
+    done = search(folder)
+    return done, PASSED[True], PASSED[False]
+
+
+def show(what, figure, bound):
+    """Print a figure beside what it should be."""
+    figure = f"{figure:.3g}" if isinstance(figure, float) else figure
+    print(f"{what}: {figure}  ({bound})", flush=True)
+
+
 def prefixed(grid):
     """Return the grid with the names of a pipeline's steps."""
     steps = {"C": "svc", "gamma": "svc"}
@@ -257,14 +325,7 @@ def timed(search, X, y):
     return search
 
 
-STUDIES = {
-    "heads": heads,
-    "frozen": frozen,
-    "cost": cost,
-    "kills": kills,
-    "halving": halving,
-    "jobs": jobs,
-}
+STUDIES = {study.__name__: study for study in (heads, scores, frozen, cost, kills, halving, jobs)}
 
 
 def main():
@@ -274,12 +335,13 @@ def main():
     parser.add_argument(
         "--images", type=int, default=10_000, help="of all but frozen, cost, kills; 10,000"
     )
+    parser.add_argument("--images", type=int, default=10_000, help="of MNIST, in heads; 10,000")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--one-search", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # regressions that have not converged
     if options.one_search:
-        return one_search(options.one_search)
+        return one_search(options)
     for name, value in machine.describe().items():
         print(f"{name}: {value}")
     for study in options.studies:
