@@ -103,7 +103,7 @@ def main():
     extractor = make_extractor(options.weights)
     n_bytes = sum(4 * parameter.numel() for parameter in extractor.module_.parameters())
     print(f"\nweights: {n_bytes / 1e6:.1f} MB; two workers of a thread each")
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     with cluster, Client(cluster) as client:
         extractor.transform(images(BLOCK)).compute()  # loads the packages
         memory(client, extractor, options.images)

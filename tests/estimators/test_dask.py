@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -79,12 +80,17 @@ def frozen(**params):
     return ConvFeatureExtractor(Noting(), layer="conv", device="cpu", engine="torch", **params)
 
 
+def start_cluster(**options):
+    # It leaves variables in this process's environment, such as OMP_NUM_THREADS. Any port will do:
+    # the usual one may be taken by another process that runs tests.
+    with mock.patch.dict(os.environ):
+        return distributed.LocalCluster(threads_per_worker=1, dashboard_address=":0", **options)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two processes, as on two machines."""
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
+    with start_cluster(n_workers=2, processes=True) as cluster:
         yield cluster
 
 
@@ -302,11 +308,7 @@ def test_estimators_that_are_not_fitted():
 
 def test_a_cluster_that_closes_takes_along_only_what_was_asked_of_it(extractor):
     X = da.from_array(DIGITS, chunks=(40, 8, 8))
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
-    with (
-        distributed.LocalCluster(processes=False, **options) as cluster,
-        distributed.Client(cluster),
-    ):
+    with start_cluster(n_workers=1, processes=False) as cluster, distributed.Client(cluster):
         result = extractor.transform(X)
     with pytest.raises(ValueError, match="ConvFeatureExtractor"):
         result.compute()
