@@ -123,7 +123,8 @@ class ConvNetClassifier(
     warm_start : bool, default=False
         Whether the next ``fit`` starts from the current weights, with a new schedule.
     callbacks : list of skorch callbacks or None, default=None
-        Copied at fit. They receive the same events as in skorch.
+        Copied at fit. They receive the same events as in skorch. scikit-learn's own callbacks are
+        set by `set_callbacks` (since scikit-learn 1.9); see :ref:`sklearn_callbacks`.
     net_params : dict or None, default=None
         Further parameters of skorch's net, such as ``{"criterion__label_smoothing": 0.1}``.
     engine : {"auto", "torch", "onnxruntime"}, default="auto"

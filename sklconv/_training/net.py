@@ -370,8 +370,9 @@ class LeanNet(NeuralNetClassifier):
         return False
 
     def fitted_copy(self):
-        """Return a copy, as the net would be left if training ended now."""
-        copied = copy.deepcopy(self)
+        """Return a copy, as the net would be left if training ended now, without callbacks."""
+        # These may hold what can't be copied, such as outputs with their gradients.
+        copied = copy.deepcopy(self, {id(self.callbacks): [], id(self.callbacks_): []})
         copied.module_.eval()
         copied._lay_out_weights(training=False)
         return copied

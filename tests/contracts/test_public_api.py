@@ -331,6 +331,7 @@ def test_the_public_names_load_no_optional_package():
         "import sys, sklearn, skorch, torch; before = set(sys.modules)\n"
         "from sklconv import *\n"
         "assert ConvNetClassifier\n"
+        "assert not {'tqdm.auto', 'tqdm.notebook'}.intersection(sys.modules)\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     result = run_python("-W", "error", "-c", code)  # an import that warns fails

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import ProgressBar
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier, _progress
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, _progress
 from sklconv._progress import print_line, progress
 from sklconv.datasets import load_images
 from sklconv.layers import Conv, Dense, MaxPool
@@ -311,8 +311,13 @@ def test_the_bar_of_partial_fit(bars):
 
 def test_the_pass_through_what_is_frozen_has_a_bar(bars):
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
-    ConvNetClassifier(module, freeze=["1"], max_epochs=2, verbose=1, image_shape=(8, 8)).fit(X, y)
-    assert [bar.n for bar in bars] == [600]
+    backbone = Backbone(module, image_size=8)
+    options = {"freeze": "backbone", "max_epochs": 2, "image_shape": (8, 8), "verbose": 1}
+    ConvNetClassifier(backbone, **options).fit(X, y)
+    assert [(bar.desc, bar.n) for bar in bars] == [
+        ("ConvNetClassifier", 300),
+        ("epoch 2 of 2", 600),
+    ]
 
 
 def test_predictions(bars):
