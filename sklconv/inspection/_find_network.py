@@ -80,26 +80,31 @@ class FoundNetwork:
                 pass
         return self.images(X)
 
+    def batch(self, X):
+        """Return ``X`` with a batch axis: it may be one image without."""
+        if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
+            return [X]
+        if is_image_files(X) or not self._obstacle(X):
+            return X
+        X = _with_batch_axis(X)
+        if error := self._obstacle(X):
+            raise ValueError(
+                f"X of shape {np.shape(X)[1:]} holds no images of shape "
+                f"{self.estimator.image_shape_} as predict takes them: {error}"
+            ) from error
+        return X
+
     def one_image(self, X):
         """Return ``X``, one image with or without its batch axis, with it; raise for several."""
-        if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
-            X = [X]
-        elif not is_image_files(X) and self._obstacle(X):
-            X = _with_batch_axis(X)
-            if error := self._obstacle(X):
-                raise ValueError(
-                    f"X of shape {np.shape(X)[1:]} is no image of shape "
-                    f"{self.estimator.image_shape_}, with or without its batch axis, as predict "
-                    f"takes it: {error}"
-                ) from error
-        if (n := len(self.images(X))) != 1:
-            raise ValueError(f"one image is shown, but X holds {n}: pass one of them, X[:1]")
+        X = self.batch(X)
+        if len(X) != 1:
+            raise ValueError(f"one image is shown, but X holds {len(X)}: pass one of them, X[:1]")
         return X
 
     def _obstacle(self, X):
-        """Return the error that ``X`` can't be read with, or None."""
+        """Return the error that the first of ``X`` can't be read with, or None."""
         try:
-            self.images(X)
+            self.images(X[:1])
         except (
             TypeError,
             ValueError,
