@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from .._images import ImagesLike
 from .._images.sources import CHUNK_BYTES, slices
 from .._platform.words import by
 from ._class_scores import choose_response, choose_target, score_images
-from ._drawing import drawable
+from ._drawing import draw_over
 from ._find_network import find_network
-from ._overlay import draw_over
 
 # A seventh of the shorter side, in steps of half of that: 169 images for a square one.
 PARTS = 7
@@ -27,17 +26,17 @@ MAX_IMAGES = 256
 class OcclusionDisplay:
     """What hiding each part of an image does to the score of a class.
 
-    A patch is moved over the image in steps of ``stride`` pixels, the last one flush with the edge,
-    and at each position the score of the image as it is, minus the one with the patch hidden, is
-    noted. Drawn over the image, each pixel has the mean of the positions that hide it: what speaks
-    for the class is positive.
+    A patch is moved over the image in steps of ``stride`` pixels, the last one flush with the
+    edge. At each position it gives the score of the image as it is minus the score with the patch
+    hidden. Drawn over the image, each pixel has the mean of the positions that hide it: what
+    speaks for the class is positive.
 
-    Use `from_estimator` to create one.
+    It is recommended to use `from_estimator` to create one.
 
     Parameters
     ----------
-    image : ndarray of shape (H, W) or (H, W, 3)
-        In [0, 1].
+    image : ndarray of shape (C, H, W)
+        The image.
     drops : ndarray of shape (n_rows, n_columns)
         How far the score falls at each position of the patch.
     patch_size, stride : (int, int)
@@ -51,13 +50,16 @@ class OcclusionDisplay:
     ----------
     heatmap : ndarray of shape (H, W)
         The mean of ``drops`` over the positions that hide each pixel.
-    ax_ : matplotlib.axes.Axes
-    figure_ : matplotlib.figure.Figure
     image_ : matplotlib.image.AxesImage
         The image, in grey.
     im_ : matplotlib.image.AxesImage
-        The heatmap.
+        The heatmap over it: red speaks for the class, blue against it.
     colorbar_ : matplotlib.colorbar.Colorbar
+        Its scale.
+    ax_ : matplotlib.axes.Axes
+        The axes.
+    figure_ : matplotlib.figure.Figure
+        The figure.
 
     See Also
     --------
@@ -69,6 +71,7 @@ class OcclusionDisplay:
 
     Examples
     --------
+    >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.svm import SVC
@@ -80,12 +83,13 @@ class OcclusionDisplay:
     >>> display = OcclusionDisplay.from_estimator(model, X[0], patch_size=3, stride=1)
     >>> display.target, display.drops.shape
     (0, (6, 6))
+    >>> plt.show()
     """
 
     def __init__(
         self,
-        image: NDArray[np.floating],
-        drops: NDArray[np.floating],
+        image: NDArray[Any],
+        drops: NDArray[Any],
         *,
         patch_size: tuple[int, int],
         stride: tuple[int, int],
@@ -117,11 +121,12 @@ class OcclusionDisplay:
 
         Parameters
         ----------
-        estimator : ConvNetClassifier, Pipeline, FrozenEstimator or search
-            Fitted, and a classifier at the end, linear or not. Steps in front of the network are
-            applied to the image once, before anything is hidden.
+        estimator : estimator
+            A fitted `ConvNetClassifier`, or a Pipeline or search with a `ConvFeatureExtractor`
+            and any classifier behind it. Steps in front of the network are applied to the image
+            once, before anything is hidden.
         X : array-like
-            One image, with or without its batch axis, in any of the forms that ``predict`` takes.
+            One image in any form that ``predict`` takes, with or without its batch axis.
         patch_size : int, (int, int) or None, default=None
             Height and width of what is hidden, in pixels. None: a seventh of the shorter side.
         stride : int, (int, int) or None, default=None
@@ -135,14 +140,12 @@ class OcclusionDisplay:
             Where the score comes from. "auto": the probability, or the decision function where the
             classifier has none. That of two classes is negated for the first. A probability near 1
             hardly falls: then the decision function shows more.
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw in. None: those of a new figure.
-        **im_kw
-            Of :meth:`~matplotlib.axes.Axes.imshow`, for the heatmap.
+        ax, **im_kw
+            As `plot` takes them.
 
         Returns
         -------
-        OcclusionDisplay
+        display : OcclusionDisplay
 
         Raises
         ------
@@ -155,7 +158,7 @@ class OcclusionDisplay:
         method = choose_response(found.head(), response_method)
         X = found.one_image(X)
         target, column = choose_target(found, X, target)
-        image = found.images(X)[:1]
+        image = found.images(X)[0:1]
         size = image.shape[2:]
         patch = _as_sizes(patch_size, "patch_size", max(1, min(size) // PARTS), size, "image")
         step = _as_sizes(stride, "stride", [max(1, side // 2) for side in patch], patch, "patch")
@@ -169,24 +172,24 @@ class OcclusionDisplay:
         )
         drops = (scores[0] - scores[1:]).reshape([len(starts) for starts in grid])
         display = cls(
-            drawable(found.pictures(X)[:1])[0],
+            found.pictures(X)[0:1][0],
             drops,
             patch_size=patch,
             stride=step,
             target=target,
             response_method=method,
         )
-        return display.plot(ax=ax, **im_kw)
+        return display.plot(ax, **im_kw)
 
     def plot(self, ax: Any = None, **im_kw: Any) -> Self:
-        """Draw.
+        """Draw the heatmap over the image.
 
         Parameters
         ----------
-        ax : matplotlib.axes.Axes, default=None
-            Axes to draw in. None: those of a new figure.
+        ax : matplotlib.axes.Axes or None, default=None
+            Where to draw; None: in a new figure.
         **im_kw
-            Of :meth:`~matplotlib.axes.Axes.imshow`, for the heatmap.
+            Keywords of :meth:`~matplotlib.axes.Axes.imshow`, for the heatmap.
 
         Returns
         -------
@@ -201,7 +204,7 @@ class OcclusionDisplay:
         return self
 
     @property
-    def heatmap(self) -> NDArray[np.floating]:
+    def heatmap(self) -> NDArray[Any]:
         """The mean of ``drops`` over the positions that hide each pixel."""
         covers = [
             np.array([(start <= pixel) & (pixel < start + side) for start in starts], float)
@@ -212,7 +215,7 @@ class OcclusionDisplay:
 
     def _axes(self):
         """Yield pixels, the patch's length and its positions for rows and for columns."""
-        shape = self.image.shape[:2]
+        shape = self.image.shape[1:]
         for length, side, step in zip(shape, self.patch_size, self.stride, strict=True):
             yield np.arange(length), side, _positions(length, side, step)
 
@@ -220,8 +223,8 @@ class OcclusionDisplay:
 def _as_sizes(value, name, default, most, what):
     """Return ``value`` as height and width, of at most those of what it must fit in."""
     value = default if value is None else value
-    sizes = (value, value) if isinstance(value, Integral) else tuple(value)
-    if len(sizes) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in sizes):
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(sizes) != 2 or not all(isinstance(n, Integral) and int(n) > 0 for n in sizes):
         raise ValueError(f"{name}={value!r} is neither an integer from 1 up nor a pair of these")
     if any(n > limit for n, limit in zip(sizes, most, strict=True)):
         raise ValueError(
@@ -236,13 +239,13 @@ def _positions(length, side, step):
     return np.unique([*range(0, last, step), last])
 
 
-def _fill_pixels(fill, image: NDArray) -> NDArray:
+def _fill_pixels(fill, image):
     """Return what is put in the place of hidden pixels, (C, 1, 1), in the image's own type."""
     is_float = image.dtype.kind == "f"
     if fill is None:
         means = image.mean((0, 2, 3), dtype=np.float64)
         return (means if is_float else np.rint(means)).astype(image.dtype)[:, None, None]
-    values: ArrayLike = np.asarray(fill, dtype=np.float64)
+    values = np.asarray(fill, dtype=np.float64)
     if values.shape not in ((), (1,), (image.shape[1],)):
         raise ValueError(f"fill={fill!r} is neither one number nor one for each channel")
     pixels = values.astype(image.dtype)
@@ -251,7 +254,7 @@ def _fill_pixels(fill, image: NDArray) -> NDArray:
     return np.broadcast_to(pixels, image.shape[1])[:, None, None]
 
 
-def _occluded(image, grid, patch, pixels) -> Iterator[NDArray]:
+def _occluded(image, grid, patch, pixels):
     """Yield batches of copies of ``image``, a patch of each hidden: row by row."""
     corners = [(top, left) for top in grid[0] for left in grid[1]]
     for cut in slices(len(corners), max(1, min(MAX_IMAGES, CHUNK_BYTES // image.nbytes))):
