@@ -38,7 +38,7 @@ class EmbeddingDisplay:
     ----------
     embedding : ndarray of shape (n_samples, 2)
         The places.
-    y : ndarray of shape (n_samples,) or None, default=None
+    y : array-like of shape (n_samples,) or None, default=None
         Labels; None: all points have one colour.
     images : ndarray of shape (n_images, C, H, W) or None, default=None
         Images to draw.
@@ -76,7 +76,7 @@ class EmbeddingDisplay:
     def __init__(
         self,
         embedding: NDArray[Any],
-        y: NDArray[Any] | None = None,
+        y: ArrayLike | None = None,
         *,
         images: NDArray[Any] | None = None,
         rows: NDArray[np.integer] | None = None,
@@ -159,7 +159,7 @@ class EmbeddingDisplay:
         """
         self.ax_ = ax = new_axes(ax, (6.4, 5))
         self.figure_ = ax.figure
-        y = np.zeros(len(self.embedding), int) if self.y is None else self.y
+        y = np.zeros(len(self.embedding), int) if self.y is None else np.asarray(self.y)
         classes, codes = np.unique(y, return_inverse=True)
         self.points_ = self._draw_points(codes, scatter_kw)
         self.images_ = self._draw_images(codes)

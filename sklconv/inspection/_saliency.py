@@ -23,9 +23,9 @@ class SaliencyDisplay:
     """What in one image speaks for a class, by the gradient of the class's score.
 
     Grad-CAM weights the maps of a layer by the mean gradient of the score over each, adds them up
-    and keeps what is positive; that may be nothing where a dense layer, and no pooling, follows the
-    maps. Gradient × input is the gradient by each pixel, times the pixel as it stands in ``X`` (so
-    that 0 counts for nothing), added up over the channels.
+    and keeps what is positive; that may be nothing where a dense layer, and no pooling, follows
+    the maps. Gradient × input is the gradient by each pixel, times the pixel as it stands in ``X``
+    (so that 0 counts for nothing), added up over the channels.
 
     It is recommended to use `from_estimator` to create one.
 
