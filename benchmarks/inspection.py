@@ -1,8 +1,9 @@
 """OcclusionDisplay beside one pass of the same images: ``python -m benchmarks.inspection``.
 
 A digit of 28 × 28 pixels through the default network and an SVC, a patch of 4 pixels hidden at 169
-positions, 2 pixels apart; once with drawing, and once drawing alone. The pass is ``decision_function`` of all the occluded
-images, ready in an array. Turns alternate; a ratio is that of neighbouring turns.
+positions, 2 pixels apart; once with drawing, and once drawing alone. The pass is
+``decision_function`` of all the occluded images, ready in an array. Turns alternate; a ratio is
+that of neighbouring turns.
 """
 
 import argparse
