@@ -105,6 +105,14 @@ class FoundNetwork:
             raise ValueError(f"one image is shown, but X holds {len(X)}: pass one of them, X[:1]")
         return X
 
+    def labelled(self, X, y):
+        """Return ``X`` with a batch axis, and ``y`` as an array of a label an image or None."""
+        X = self.batch(X)
+        y = None if y is None else np.atleast_1d(np.asarray(y))
+        if y is not None and len(y) != len(X):
+            raise ValueError(f"X holds {len(X)} images, but y {len(y)} labels")
+        return X, y
+
     def _obstacle(self, X):
         """Return the error that the first of ``X`` can't be read with, or None."""
         try:
