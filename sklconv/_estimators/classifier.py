@@ -164,7 +164,10 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
         Name, type, output shape and number of learnable parameters of each layer, without
         those of layers inside it, so that the numbers add up. ``penultimate`` is "output" in
         the row of the layer whose output ``layer="penultimate"`` of a `ConvFeatureExtractor`
-        takes or, if there is none, "input" in the row of the classifier.
+        takes or, if there is none, "input" in the row of the classifier. ``parameter_share`` is
+        the share of the network's learnable parameters. ``receptive_field`` is the height and
+        width, in pixels, of the part of the image that one value of the layer depends on: of
+        the largest such part, within the image; None where layers are not declarative.
 
     See Also
     --------

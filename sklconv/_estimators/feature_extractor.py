@@ -132,9 +132,8 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         that was tried. The score is R², the share of the variance of the classes' indicators that
         is predicted for images that are left out.
     layer_table_ : pandas.DataFrame or list of dict
-        Name, type, output shape and number of parameters of each layer, as in
-        `ConvNetClassifier`, but including modules that contain others, which can be tapped as
-        well, and parameters that are not learnable.
+        One row per layer, with the columns of that of `ConvNetClassifier`, but including modules
+        that contain others, which can be tapped as well, and parameters that are not learnable.
     image_shape_ : tuple of int
         ``(C, H, W)``.
     n_features_in_ : int

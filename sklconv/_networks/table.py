@@ -2,16 +2,11 @@
 
 import torch
 
-from .. import layers
 from .._activations.taps import PRE_LOGITS, layer_names
 from .._platform.words import by
-
-# A torch class: what the layer that makes it is called.
-LAYER_NAMES = {
-    torch_class: name
-    for name in layers.__all__
-    for torch_class in getattr(layers, name).torch_classes
-}
+from ..layers._stack import LayerStack
+from .building import LAYER_NAMES
+from .receptive_fields import receptive_fields
 
 # A longer table is printed by stages.
 MAX_ROWS = 40
@@ -21,7 +16,7 @@ NETWORK = "(network)"
 
 
 def layer_rows(network, calls, output, *, penultimate=None, learnable=True, containers=False):
-    """Return one dict a layer: name, type, output shape, number of parameters, penultimate.
+    """Return one dict a layer, with the columns of ``layer_table_`` as keys.
 
     Layers are all modules with parameters of their own and all without modules inside. Only its
     own parameters are counted for a layer, and shared ones once: the numbers add up.
@@ -53,6 +48,7 @@ def layer_rows(network, calls, output, *, penultimate=None, learnable=True, cont
     rows: list[dict] = []
     counted: set = set()
     tapped = penultimate.module if penultimate else None
+    fields = receptive_fields(calls) if isinstance(network, LayerStack) else {}
     for name in [*seen, *(name for name in modules if name and name not in seen), ""]:
         own = set(modules[name].parameters(recurse=False))
         is_layer = bool(own) or (name in seen and not any(modules[name].children()))
@@ -69,7 +65,21 @@ def layer_rows(network, calls, output, *, penultimate=None, learnable=True, cont
                 "penultimate": _side(penultimate) if name and name == tapped else "",
             }
         )
+    total = _total(rows)
+    for row in rows:
+        row |= {
+            "parameter_share": _share(row["n_parameters"], total),
+            "receptive_field": fields.get(row["name"]),
+        }
     return rows
+
+
+def _total(rows):
+    return sum(row["n_parameters"] or 0 for row in rows)
+
+
+def _share(n, total):
+    return None if n is None else n / max(total, 1)
 
 
 def _side(tap):
@@ -120,26 +130,36 @@ def format_layers(rows, image_shape, counted, penultimate=None):
 
     ``counted`` says what the numbers are numbers of; ``penultimate`` is that of `layer_rows`.
     """
-    cells = [("input", "", _sizes(image_shape), "")]
-    cells += [
-        (row["name"], row["type"], _sizes(row["output_shape"]), _number(row["n_parameters"]))
-        for row in rows
+    total, seen = _total(rows), [row.get("receptive_field") for row in rows]
+    cells = [
+        ("name", "type", "output", "parameters", "share", "receptive field"),
+        ("input", "", _sizes(image_shape), "", "", ""),
+        *(
+            (
+                row["name"],
+                row["type"],
+                _sizes(row["output_shape"]),
+                _number(row["n_parameters"]),
+                _percent(_share(row["n_parameters"], total)),
+                by(field or ()),
+            )
+            for row, field in zip(rows, seen, strict=True)
+        ),
     ]
-    header = ("name", "type", "output", "parameters")
-    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(4)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  "
-        f"{row[3]:>{widths[3]}}"
-        for row in [header, *cells]
-    ]
+    columns = [_aligned(column, "<<>>>>"[i]) for i, column in enumerate(zip(*cells, strict=True))]
+    lines = ["  ".join(row) for row in zip(*columns[: 6 if any(seen) else 5], strict=True)]
     rule = "-" * len(lines[0])
-    total = sum(row["n_parameters"] or 0 for row in rows)
     ends = [f"{total:,} {counted}"]
     if penultimate == PRE_LOGITS:
         ends.append("penultimate: what the network's forward_head calls pre-logits")
     elif penultimate and penultimate.module:
         ends.append(f"penultimate: the {_side(penultimate)} of {penultimate.module}")
     return "\n".join([lines[0], rule, *lines[1:], rule, *ends])
+
+
+def _aligned(cells, side):
+    width = max(map(len, cells))
+    return [f"{cell:{side}{width}}" for cell in cells]
 
 
 EPOCH_HEADER = "epoch  train loss  valid loss  valid acc      time"
@@ -179,3 +199,7 @@ def _sizes(shape):
 
 def _number(n):
     return "" if n is None else f"{n:,}"
+
+
+def _percent(share):
+    return "" if share is None else f"{share:.1%}"

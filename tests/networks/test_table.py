@@ -134,8 +134,13 @@ def test_the_numbers_add_up(network, learnable, containers):
     text = format_layers(rows, (3, 16, 16), "parameters").splitlines()
     assert text[-1] == f"{expected:,} parameters"
     cells = [line.split() for line in text[3:-2]]
-    assert sum(int(row[3].replace(",", "")) for row in cells if len(row) == 4) == expected
-    assert all(len(row) == 4 or containers for row in cells)
+    counted = [row for row in cells if len(row) > 3]
+    assert sum(int(row[3].replace(",", "")) for row in counted) == expected
+    assert all(len(row) > 3 or containers for row in cells)
+    shares = [row["parameter_share"] for row in rows]
+    numbers = [row["n_parameters"] for row in rows]
+    assert shares == [None if n is None else n / max(expected, 1) for n in numbers]
+    assert [row[4] for row in counted] == [f"{n:.1%}" for n in shares if n is not None]
 
 
 def test_every_layer_and_every_parameter_has_its_row(network):
@@ -234,8 +239,9 @@ def test_layers_without_an_output_come_last():
         ("spare", None, 45),
         ("(network)", (2,), 8),
     ]
-    text = format_layers(rows, (3, 16, 16), "parameters").splitlines()
-    assert text[-5].split() == ["attention.out_proj", "NonDynamicallyQuantizableLinear", "–", "72"]
+    line = format_layers(rows, (3, 16, 16), "parameters").splitlines()[-5]
+    name = "attention.out_proj"
+    assert line.split() == [name, "NonDynamicallyQuantizableLinear", "–", "72", "12.2%"]
 
 
 def test_shared_parameters_are_counted_where_they_come_first():
@@ -284,7 +290,7 @@ def test_the_classifiers_table_and_what_it_prints(capsys):
     assert lines[end + 1] == "penultimate: the output of _dropout"
     assert lines[end + 2] == f"{len(names)} layers, shown by stage; layer_table_ has them all"
     assert lines[end + 3].startswith("epoch")
-    numbers = [int(line.split()[-1].replace(",", "")) for line in lines[3 : end - 1]]
+    numbers = [int(line.split()[-2].replace(",", "")) for line in lines[3 : end - 1]]
     assert sum(numbers) == 3_373_570
     assert len(numbers) <= MAX_ROWS
     clf.set_params(freeze=["_blocks.*", "_conv*"]).fit(X, [0, 1] * 4)
@@ -302,10 +308,10 @@ def test_the_commands_table_counts_frozen_ones_and_lists_containers(tmp_path, mo
     assert __main__.main(["layers", "frozen_nets:network", "--image-size", "12"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert lines[:-3] == [
-        ["0.0", "Conv2d", "4×10×10", "112"],
-        ["0.1", "ReLU", "4×10×10", "0"],
+        ["0.0", "Conv2d", "4×10×10", "112", "12.3%"],
+        ["0.1", "ReLU", "4×10×10", "0", "0.0%"],
         ["0", "Sequential", "4×10×10"],
-        ["1", "Flatten", "400", "0"],
-        ["2", "Linear", "2", "802"],
+        ["1", "Flatten", "400", "0", "0.0%"],
+        ["2", "Linear", "2", "802", "87.7%"],
     ]
     assert lines[-2:] == [["914", "parameters"], ["penultimate:", "the", "output", "of", "1"]]
