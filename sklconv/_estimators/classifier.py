@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 from torch import nn
 
 from .._activations.tap_set import output_taps
@@ -21,7 +22,7 @@ from .._images.forms import ImageFormat, check_images
 from .._networks.building import auto_layers, check_layers, is_auto
 from .._networks.image_network import ImageNetwork
 from .._networks.inference import collect_outputs, read_images
-from .._networks.table import as_table
+from .._networks.table import as_table, without_containers
 from .._networks.torch_module import TorchModule
 from .._platform.randomness import draw_seed
 from .._platform.sklearn import (
@@ -37,6 +38,7 @@ from .._training.optimizers import OPTIMIZERS, SCHEDULES
 from .._training.recipe import Recipe
 from .._training.state import TrainingState
 from .._training.training import train
+from .diagram import network_diagram
 from .targets import check_labels, combined_weights, encode_labels, hold_out
 from .undo import undone_if_it_fails
 
@@ -502,6 +504,10 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
+    @available_if(__sklearn_is_fitted__)
+    def _sk_visual_block_(self):
+        return network_diagram(self._layer_rows, "learnable parameters")
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
@@ -527,7 +533,8 @@ class ConvNetClassifier(ClassifierMixin, BaseComposition, SuggestingEstimator):
             if state.n_batches:
                 forget(state.net.module_)
                 self.net_, self.n_iter_ = state.net, state.n_epochs
-                self.layer_table_ = as_table(state.layer_rows)
+                self._layer_rows = state.layer_rows
+                self.layer_table_ = as_table(without_containers(state.layer_rows))
 
     def _logits(self, X):
         images, network = read_images(self, X), self.module_

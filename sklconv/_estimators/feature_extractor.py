@@ -16,6 +16,7 @@ from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .._activations.pooling import POOLINGS
@@ -42,12 +43,14 @@ from .._platform.sklearn import (
     InvalidParameterError,
     StrOptions,
     SuggestingEstimator,
+    VisualBlock,
     check_feature_names_in,
     fit_context,
 )
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
 from .classifier import ConvNetClassifier
+from .diagram import network_diagram
 from .targets import check_choice
 from .undo import undone_if_it_fails
 
@@ -329,6 +332,15 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_taps")
 
+    @available_if(__sklearn_is_fitted__)
+    def _sk_visual_block_(self):
+        network = network_diagram(self._layer_rows, "parameters", self.layers_)
+        if not hasattr(self, "estimator_"):
+            return network
+        network.dash_wrapped = False  # else its frame would touch the first box
+        name = f"estimator_: {type(self.estimator_).__name__}"
+        return VisualBlock("parallel", [network], names=[name], name_details=[self.estimator_])
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
@@ -469,7 +481,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
             self._taps = place_taps(self.layer, *placing)
         self.layers_, self.pools_ = self._taps.layers, self._taps.pools
         self._layer_rows = layer_rows(
-            network.body, *trace, penultimate=penultimate, learnable=False, containers=True
+            network.body, *trace, penultimate=penultimate, learnable=False
         )
         self._check_rows()
         if (

@@ -20,6 +20,7 @@ from .._networks.table import (
     format_layers,
     layer_rows,
     stage_rows,
+    without_containers,
 )
 from .._platform.devices import without_autocast
 from .._platform.randomness import generator
@@ -70,7 +71,7 @@ def _train(recipe, data, valid, state, old, partial, start, after_epoch):
         state.layer_rows = layer_rows(net.module_.body, *trace, penultimate=penultimate)
         report = None
         if recipe.verbose:
-            report = _announce(recipe, net.module_, state.layer_rows, trace.calls, penultimate)
+            report = _announce(recipe, net.module_, state.layer_rows, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
         training = _training(recipe, net, part, data, valid, report, after_epoch)
         training.piece = images_a_piece(net.module_, net.criterion_, trace.calls)
@@ -200,12 +201,13 @@ def _build_network(recipe, images, seed):
     return network
 
 
-def _announce(recipe, network, rows, calls, penultimate):
+def _announce(recipe, network, rows, penultimate):
     """Print the layer table; return what prints an epoch's row."""
-    stages = stage_rows(rows, network.body, calls)
+    stages = stage_rows(rows, network.body)
     print(format_layers(stages, recipe.image_shape, "learnable parameters", penultimate))
-    if len(stages) < len(rows):
-        print(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
+    n_layers = len(without_containers(rows))
+    if len(stages) < n_layers:
+        print(f"{n_layers} layers, shown by stage; layer_table_ has them all")
     print(EPOCH_HEADER)
     return _print_epoch
 
