@@ -84,7 +84,8 @@ class FoundNetwork:
         """Return ``X`` with a batch axis: it may be one image without."""
         if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
             return [X]
-        if is_image_files(X) or not self._obstacle(X):
+        is_row = hasattr(X, "to_frame")  # of a DataFrame
+        if is_image_files(X) or not (is_row or self._obstacle(X)):
             return X
         X = _with_batch_axis(X)
         if error := self._obstacle(X):
@@ -236,6 +237,6 @@ def _best(search):
 
 
 def _with_batch_axis(X):
-    if hasattr(X, "to_frame"):  # a row of a DataFrame, whose columns stay known
+    if hasattr(X, "to_frame"):  # whose columns stay known
         return X.to_frame().T
     return (X if isinstance(X, torch.Tensor) else np.asarray(X))[None]

@@ -330,13 +330,15 @@ def test_the_public_names_load_no_optional_package():
         "import sys, sklearn, skorch, torch; before = set(sys.modules)\n"
         "from sklconv import *\n"
         "assert ConvNetClassifier\n"
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+        "assert inspection.FiltersDisplay\n"
+        "print(*(set(sys.modules) - before))"
     )
     result = run_python("-W", "error", "-c", code)  # an import that warns fails
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert "sklconv" in loaded
-    assert not loaded & OPTIONAL
+    assert "tqdm.notebook" not in loaded
+    assert not {name.partition(".")[0] for name in loaded} & OPTIONAL
 
 
 # Lazy imports: what takes seconds to load is loaded when it is used -----------------------------
