@@ -6,6 +6,8 @@ Drawing takes matplotlib, the extra ``plot``.
 from ._activations import ActivationsDisplay
 from ._feature_maps import FeatureMapsDisplay
 from ._filters import FiltersDisplay
+from ._layer_probe import layer_probe
+from ._layer_probe_display import LayerProbeDisplay
 from ._predictions import PredictionsDisplay
 from ._training_history import TrainingHistoryDisplay
 
@@ -13,8 +15,10 @@ __all__ = [
     "ActivationsDisplay",
     "FeatureMapsDisplay",
     "FiltersDisplay",
+    "LayerProbeDisplay",
     "PredictionsDisplay",
     "TrainingHistoryDisplay",
+    "layer_probe",
 ]
 
 # Where users import them from is what pickles say, and the documentation.

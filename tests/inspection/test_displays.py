@@ -40,6 +40,7 @@ ROWS = [
     Row(inspection.ActivationsDisplay, "one"),
     Row(inspection.FeatureMapsDisplay, "one"),
     Row(inspection.FiltersDisplay),
+    Row(inspection.LayerProbeDisplay, "labelled", {"cv": 3}),
     Row(inspection.PredictionsDisplay, "labelled"),
     Row(inspection.TrainingHistoryDisplay),
 ]
