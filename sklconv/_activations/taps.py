@@ -52,7 +52,9 @@ def resolve_taps(layer, trace, penultimate):
     taps = []
     for one in wanted:
         if one == "auto" and one not in names:
-            raise ValueError(f"layer={layer!r}: 'auto' stands alone, not in a list")
+            raise ValueError(
+                f"layer={layer!r}: 'auto' stands alone, for the fit of a ConvFeatureExtractor"
+            )
         if isinstance(one, str) and one == "penultimate" and one not in names:
             taps.append(penultimate or _no_penultimate(trace))
         else:
