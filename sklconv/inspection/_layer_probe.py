@@ -125,13 +125,10 @@ def layer_probe(
     cv = _check_folds(cv, classes, labels, counts)
     candidates, own = _candidates(found, layer, pool)
     rows = sample_rows(classes, np.ones(len(classes)), candidates)
-    source = images.take(rows)
-    features = found.features(source, candidates)
-    read = np.setdiff1d(np.arange(len(rows)), [row for row, *_ in source.bad or []])
-    folds = _folds(cv, classes, rows[read])
-    blocks = candidates.split(features[read])
+    folds = _folds(cv, classes, rows)
+    blocks = candidates.split(found.features(images.take(rows), candidates))
     accuracies = np.array(
-        [cross_validated_accuracies(block, classes[rows[read]], folds) for block in blocks]
+        [cross_validated_accuracies(block, classes[rows], folds) for block in blocks]
     )
     if np.isnan(accuracies).all():
         raise ValueError("layer_probe: the features of each layer are infinite or NaN somewhere")
@@ -143,7 +140,7 @@ def layer_probe(
         accuracies_mean=accuracies.mean(1),
         accuracies_std=accuracies.std(1),
         own=own,
-        n_samples=len(read),
+        n_samples=len(rows),
     )
 
 
