@@ -158,7 +158,8 @@ class LayerProbeDisplay:
         """Mark what is best, and what the model itself takes."""
         means = self.probe["accuracies_mean"]
         best = np.flatnonzero(means == np.nanmax(means))[-1]
-        ring = {"color": "black", "markerfacecolor": "none", "linestyle": "", "markersize": RING}
+        ink = self.ax_.xaxis.label.get_color()  # black, or white on dark ground
+        ring = {"color": ink, "markerfacecolor": "none", "linestyle": "", "markersize": RING}
         (self.best_,) = self.ax_.plot(
             means[best], heights[best], marker="o", label=f"best: {self._text(best)}", **ring
         )
@@ -179,7 +180,7 @@ def _name_rows(ax, names):
     size = float(np.clip(points / LINE, MIN_FONT_SIZE, FONT_SIZE))
     step = max(1, int(np.ceil(size / points)))
     ax.set_yticks(range(0, len(names), step), names[::step], size=size)
-    ax.grid(axis="y", color="0.85", linewidth=0.5)
+    ax.grid(axis="y", color="0.5", alpha=0.3, linewidth=0.5)
     ax.set_axisbelow(True)
 
 
