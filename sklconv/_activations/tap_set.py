@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
 import torch
 
 from .candidates import candidate_taps
@@ -74,6 +75,11 @@ class TapSet:
             for name in feature_names(layer.reading, layer.pool, layer.n_features)
         ]
 
+    def split(self, features):
+        """Return the features of each layer, as views."""
+        ends = np.cumsum([layer.n_features for layer in self.tapped])[:-1]
+        return np.split(features, ends, axis=1)
+
     def compute(self, network, x, precision):  # (N, C, H, W) -> (N, n_features)
         taps = list(dict.fromkeys(self.taps))  # candidates are one layer pooled in two ways
         found = dict(zip(taps, network.activations(taps, self.deepest, x, precision), strict=True))
@@ -119,7 +125,7 @@ def place_candidates(pool, network, trace, images, penultimate):
         except Exception as error:  # also of a callable, which may be for some layers only
             reason = f": {error}"
         else:
-            tapped += _both_ways(layer) if pool == "auto" else [layer]
+            tapped += both_ways(layer) if pool == "auto" else [layer]
     if not tapped:
         raise ValueError(f"layer='auto' finds no layer in front of the output to tap{reason}")
     return tap_set(tapped, trace)
@@ -132,7 +138,8 @@ def _activations(taps, network, trace, images):
         return network.activations(taps, find_deepest(taps, trace.calls), images)
 
 
-def _both_ways(layer):
+def both_ways(layer):
+    """Return a `TappedLayer` that is pooled by "auto", or else with all values and with means."""
     shape, n_values = layer.reading.shape, prod(layer.reading.shape)
     if len(shape) == 1:
         return [layer]

@@ -250,8 +250,13 @@ class _Hooks:
 
 def find_deepest(taps, calls):
     """Return the tap whose activation comes last in a pass."""
+    return in_order(taps, calls)[-1]
+
+
+def in_order(taps, calls):
+    """Return taps in the order in which their activations come in a pass."""
     last = _last_positions(calls)
-    return max(taps, key=lambda tap: last[tap.module] - (0.5 if tap.of_input else 0))
+    return sorted(taps, key=lambda tap: last[tap.module] - (0.5 if tap.of_input else 0))
 
 
 def _last_positions(calls):

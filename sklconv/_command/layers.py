@@ -19,5 +19,5 @@ def list_layers(arguments):
     network = ImageNetwork(prepare, body).eval()
     trace = trace_network(network, image_shape)
     penultimate = penultimate_tap(trace, network)
-    rows = layer_rows(body, *trace, penultimate=penultimate, learnable=False, containers=True)
+    rows = layer_rows(body, *trace, penultimate=penultimate, learnable=False)
     say(format_layers(rows, image_shape, "parameters", penultimate), sys.stdout)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 from torch import nn
 
 from .._activations.tap_set import output_taps
@@ -21,7 +22,6 @@ from .._images.forms import ImageFormat, check_images, is_dask
 from .._networks.building import auto_layers, check_layers, is_auto
 from .._networks.image_network import ImageNetwork
 from .._networks.inference import collect_outputs, read_images
-from .._networks.table import as_table
 from .._networks.torch_module import TorchModule
 from .._platform.randomness import draw_seed
 from .._platform.sklearn import (
@@ -39,8 +39,9 @@ from .._training.recipe import Recipe
 from .._training.state import TrainingState
 from .._training.training import train
 from .dask import by_blocks, empty_table
+from .diagram import network_diagram
 from .targets import check_labels, combined_weights, encode_labels, hold_out
-from .tasks import FitTasks
+from .tasks import FitTasks, fitted_attributes
 from .undo import undone_if_it_fails
 
 # Values that a softmax takes at a time.
@@ -170,7 +171,10 @@ class ConvNetClassifier(
         Name, type, output shape and number of learnable parameters of each layer, without
         those of layers inside it, so that the numbers add up. ``penultimate`` is "output" in
         the row of the layer whose output ``layer="penultimate"`` of a `ConvFeatureExtractor`
-        takes or, if there is none, "input" in the row of the classifier.
+        takes or, if there is none, "input" in the row of the classifier. ``parameter_share`` is
+        the share of the network's learnable parameters. ``receptive_field`` is the height and
+        width, in pixels, of the part of the image that one value of the layer depends on: of
+        the largest such part, within the image; None where layers are not declarative.
 
     See Also
     --------
@@ -518,6 +522,10 @@ class ConvNetClassifier(
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
+    @available_if(__sklearn_is_fitted__)
+    def _sk_visual_block_(self):
+        return network_diagram(self._layer_rows, "learnable parameters")
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
@@ -542,8 +550,7 @@ class ConvNetClassifier(
         finally:  # an interrupt keeps what there is
             if state.n_batches:
                 forget(state.net.module_)
-                self.net_, self.n_iter_ = state.net, state.n_epochs
-                self.layer_table_ = as_table(state.layer_rows)
+                self.__dict__.update(fitted_attributes(state, state.net))
 
     def _logits(self, X):
         if is_dask(X):

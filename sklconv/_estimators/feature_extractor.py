@@ -17,6 +17,7 @@ from joblib import Memory
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import TransformerMixin, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .._activations.pooling import POOLINGS
@@ -52,6 +53,7 @@ from .._platform.sklearn import (
     InvalidParameterError,
     StrOptions,
     SuggestingEstimator,
+    VisualBlock,
     check_feature_names_in,
     fit_context,
     has_callbacks,
@@ -61,6 +63,7 @@ from .._pretrained.libraries import suggest_network
 from .._progress import print_line
 from .classifier import ConvNetClassifier
 from .dask import by_blocks, empty_table
+from .diagram import network_diagram
 from .targets import check_choice
 from .tasks import FitTasks
 from .undo import undone_if_it_fails
@@ -153,9 +156,8 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         that was tried. The score is R², the share of the variance of the classes' indicators that
         is predicted for images that are left out.
     layer_table_ : pandas.DataFrame or list of dict
-        Name, type, output shape and number of parameters of each layer, as in
-        `ConvNetClassifier`, but including modules that contain others, which can be tapped as
-        well, and parameters that are not learnable.
+        One row per layer, with the columns of that of `ConvNetClassifier`, but including modules
+        that contain others, which can be tapped as well, and parameters that are not learnable.
     image_shape_ : tuple of int
         ``(C, H, W)``.
     n_features_in_ : int
@@ -375,6 +377,15 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
     def __sklearn_is_fitted__(self):
         return hasattr(self, "_taps")
 
+    @available_if(__sklearn_is_fitted__)
+    def _sk_visual_block_(self):
+        network = network_diagram(self._layer_rows, "parameters", self.layers_)
+        if not hasattr(self, "estimator_"):
+            return network
+        network.dash_wrapped = False  # else its frame would touch the first box
+        name = f"estimator_: {type(self.estimator_).__name__}"
+        return VisualBlock("parallel", [network], names=[name], name_details=[self.estimator_])
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
@@ -585,7 +596,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             self._taps = place_taps(self.layer, *placing)
         self.layers_, self.pools_ = self._taps.layers, self._taps.pools
         self._layer_rows = layer_rows(
-            network.body, *trace, penultimate=penultimate, learnable=False, containers=True
+            network.body, *trace, penultimate=penultimate, learnable=False
         )
         self._check_rows()
         self._warn_of_output()

@@ -2,7 +2,17 @@
 
 from contextlib import contextmanager
 
-from .._networks.table import as_table
+from .._networks.table import as_table, without_containers
+
+
+def fitted_attributes(state, net):
+    """Return what a `TrainingState` makes of a classifier: its attributes, with ``net``."""
+    return {
+        "net_": net,
+        "n_iter_": state.n_epochs,
+        "_layer_rows": state.layer_rows,
+        "layer_table_": as_table(without_containers(state.layer_rows)),
+    }
 
 
 class FitTasks:
@@ -44,11 +54,7 @@ class FitTasks:
         """
         return self.epoch.call_on_fit_task_end(
             **self.data,
-            reconstruction_attributes=lambda: {
-                "net_": state.net.fitted_copy(),
-                "n_iter_": state.n_epochs,
-                "layer_table_": as_table(state.layer_rows),
-            },
+            reconstruction_attributes=lambda: fitted_attributes(state, state.net.fitted_copy()),
         )
 
     @contextmanager

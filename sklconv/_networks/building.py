@@ -20,6 +20,13 @@ from ..layers._stack import LayerStack
 from .image_network import ImageNetwork, LayerNetwork, PreparePixels
 from .torch_module import TorchModule
 
+# A torch class: what the layer that makes it is called.
+LAYER_NAMES = {
+    torch_class: name
+    for name in layers.__all__
+    for torch_class in getattr(layers, name).torch_classes
+}
+
 # Blank images that a network is tried with.
 N_TRACED = 2
 

@@ -1,4 +1,6 @@
-"""``layer="auto"``: layers by how well ridge regression on their features tells classes apart."""
+"""Layers by how well ridge regression on their features tells classes apart."""
+
+import math
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
@@ -18,8 +20,8 @@ STRENGTHS = np.logspace(-3, 3, 13)
 DIGITS = 3
 
 
-def leave_one_out_score(features, targets, weights):
-    """Return R², leave one out, of ridge regression on the standardised features.
+class LeaveOneOutRidge:
+    """Ridge regression on standardised features, which knows how well it does on rows left out.
 
     Each row's targets are predicted by a regression on all other rows; in closed form [1]_, and
     on the kernel of the rows where there are more features. The strength of the ridge is that
@@ -28,38 +30,79 @@ def leave_one_out_score(features, targets, weights):
     Parameters
     ----------
     features : ndarray of shape (n_samples, n_features)
+        Finite ones.
     targets : ndarray of shape (n_samples, n_targets)
     weights : ndarray of shape (n_samples,)
         Of the rows, in the regression and in the score.
 
-    Returns
-    -------
-    float
-        1 if every row is predicted exactly, about 0 if no better than by the mean; -inf if
-        features are infinite or NaN.
+    Attributes
+    ----------
+    score : float
+        R², leave one out: 1 if every row is predicted exactly, about 0 if no better than by the
+        mean.
 
     References
     ----------
     .. [1] R. M. Rifkin, R. A. Lippert (2007), "Notes on Regularized Least Squares", MIT
        CSAIL-TR-2007-025.
     """
+
+    def __init__(self, features, targets, weights):
+        n_samples, n_features = features.shape
+        shares = weights / weights.sum()
+        roots = np.sqrt(shares)[:, None]
+        self._scaler = StandardScaler()
+        rows = self._scaler.fit_transform(features, sample_weight=shares)
+        rows *= (roots / np.sqrt(n_features)).astype(rows.dtype)
+        self._mean = shares @ targets
+        targets = roots * (targets - self._mean)
+        vectors, values = _spectrum(rows)
+        projections = vectors.T @ targets
+        errors = []
+        for strength in STRENGTHS:
+            kept = values / (values + strength / n_samples)
+            residuals = targets - vectors @ (kept[:, None] * projections)
+            leverages = shares + vectors**2 @ kept
+            errors.append(np.sum((residuals / (1 - leverages)[:, None]) ** 2))
+        best = int(np.argmin(errors))
+        self.score = float(1 - errors[best] / np.sum(targets**2))
+        dual = vectors @ (projections / (values + STRENGTHS[best] / n_samples)[:, None])
+        self._coefficients = rows.T @ dual.astype(rows.dtype) / math.sqrt(n_features)
+
+    def predict(self, features):
+        """Return the targets, (n_samples, n_targets), of other rows."""
+        return self._mean + self._scaler.transform(features) @ self._coefficients
+
+
+def leave_one_out_score(features, targets, weights):
+    """Return the score of `LeaveOneOutRidge`; -inf if features are infinite or NaN."""
     if not np.isfinite(features).all():
         return -np.inf
-    n_samples, n_features = features.shape
-    shares = weights / weights.sum()
-    roots = np.sqrt(shares)[:, None]
-    rows = StandardScaler().fit_transform(features, sample_weight=shares)
-    rows *= (roots / np.sqrt(n_features)).astype(rows.dtype)
-    targets = roots * (targets - shares @ targets)
-    vectors, values = _spectrum(rows)
-    projections = vectors.T @ targets
-    errors = []
-    for strength in STRENGTHS:
-        kept = values / (values + strength / n_samples)
-        residuals = targets - vectors @ (kept[:, None] * projections)
-        leverages = shares + vectors**2 @ kept
-        errors.append(np.sum((residuals / (1 - leverages)[:, None]) ** 2))
-    return float(1 - min(errors) / np.sum(targets**2))
+    return LeaveOneOutRidge(features, targets, weights).score
+
+
+def cross_validated_accuracies(features, classes, folds):
+    """Return the accuracy of `LeaveOneOutRidge` as a classifier on each fold's test rows.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_samples, n_features)
+    classes : ndarray of int of shape (n_samples,)
+    folds : list of (ndarray, ndarray)
+        Rows to train on, and to test on.
+
+    Returns
+    -------
+    list of float
+        NaN if features are infinite or NaN.
+    """
+    if not np.isfinite(features).all():
+        return [np.nan] * len(folds)
+    targets, accuracies = np.eye(classes.max() + 1)[classes], []
+    for train, test in folds:
+        ridge = LeaveOneOutRidge(features[train], targets[train], np.ones(len(train)))
+        accuracies.append(np.mean(ridge.predict(features[test]).argmax(1) == classes[test]))
+    return accuracies
 
 
 def _spectrum(rows):
@@ -120,8 +163,7 @@ def choose_layers(candidates, features, classes, weights, n_best):
     if len(np.unique(classes)) < 2:
         raise ValueError("layer='auto': images of no more than one class could be read")
     targets = np.eye(classes.max() + 1)[classes]
-    ends = np.cumsum([layer.n_features for layer in candidates.tapped])[:-1]
-    blocks = np.split(features, ends, axis=1)
+    blocks = candidates.split(features)
     scores = [leave_one_out_score(block, targets, weights) for block in blocks]
     # Of equals the deeper one, which takes in more of the network.
     order = sorted(range(len(blocks)), key=lambda i: (round(scores[i], DIGITS), i), reverse=True)

@@ -2,16 +2,11 @@
 
 import torch
 
-from .. import layers
 from .._activations.taps import PRE_LOGITS, layer_names
 from .._platform.words import by
-
-# A torch class: what the layer that makes it is called.
-LAYER_NAMES = {
-    torch_class: name
-    for name in layers.__all__
-    for torch_class in getattr(layers, name).torch_classes
-}
+from ..layers._stack import LayerStack
+from .building import LAYER_NAMES
+from .receptive_fields import receptive_fields
 
 # A longer table is printed by stages.
 MAX_ROWS = 40
@@ -20,11 +15,12 @@ MAX_ROWS = 40
 NETWORK = "(network)"
 
 
-def layer_rows(network, calls, output, *, penultimate=None, learnable=True, containers=False):
-    """Return one dict a layer: name, type, output shape, number of parameters, penultimate.
+def layer_rows(network, calls, output, *, penultimate=None, learnable=True):
+    """Return one dict a layer, with the columns of ``layer_table_`` as keys.
 
     Layers are all modules with parameters of their own and all without modules inside. Only its
-    own parameters are counted for a layer, and shared ones once: the numbers add up.
+    own parameters are counted for a layer, and shared ones once: the numbers add up. The other
+    modules that ran are listed as well, without a number.
 
     Parameters
     ----------
@@ -36,8 +32,6 @@ def layer_rows(network, calls, output, *, penultimate=None, learnable=True, cont
         "input" the one that it takes the input of.
     learnable : bool, default=True
         Whether frozen parameters are left out.
-    containers : bool, default=False
-        Whether the other modules are listed as well, without a number.
 
     Returns
     -------
@@ -53,10 +47,11 @@ def layer_rows(network, calls, output, *, penultimate=None, learnable=True, cont
     rows: list[dict] = []
     counted: set = set()
     tapped = penultimate.module if penultimate else None
+    fields = receptive_fields(calls) if isinstance(network, LayerStack) else {}
     for name in [*seen, *(name for name in modules if name and name not in seen), ""]:
         own = set(modules[name].parameters(recurse=False))
         is_layer = bool(own) or (name in seen and not any(modules[name].children()))
-        if not is_layer and not (containers and name in seen):
+        if not is_layer and name not in seen:
             continue
         new = {p for p in own - counted if p.requires_grad or not learnable}
         counted |= new
@@ -69,40 +64,67 @@ def layer_rows(network, calls, output, *, penultimate=None, learnable=True, cont
                 "penultimate": _side(penultimate) if name and name == tapped else "",
             }
         )
+    total = count_parameters(rows)
+    for row in rows:
+        row |= {
+            "parameter_share": _share(row["n_parameters"], total),
+            "receptive_field": fields.get(row["name"]),
+        }
     return rows
+
+
+def count_parameters(rows):
+    """Return the number of parameters of all ``rows``."""
+    return sum(row["n_parameters"] or 0 for row in rows)
+
+
+def _share(n, total):
+    return None if n is None else n / max(total, 1)
 
 
 def _side(tap):
     return "input" if tap.of_input else "output"
 
 
-def stage_rows(rows, network, calls):
-    """Return ``rows`` of `layer_rows`, joined to stages if there are more than `MAX_ROWS`.
+def without_containers(rows):
+    """Return those of the ``rows`` of `layer_rows` that are layers."""
+    return [row for row in rows if row["n_parameters"] is not None]
+
+
+def stage_rows(rows, network):
+    """Return ``rows`` of `layer_rows`, joined to stages if there are more than `MAX_ROWS` layers.
 
     A stage is a module with all that is inside: of the levels of names ("layer1", "layer1.0")
-    the deepest one that gives few enough. Where none does, the rows are returned as they are.
+    the deepest one that gives few enough. Where none does, or need not, the layers are returned.
     """
-    if len(rows) <= MAX_ROWS:
-        return rows
-    for level in range(max(row["name"].count(".") for row in rows), 0, -1):
-        stages: dict[str, list] = {}
-        for row in rows:
-            stages.setdefault(".".join(row["name"].split(".")[:level]), []).append(row)
+    layers = without_containers(rows)
+    if len(layers) <= MAX_ROWS:
+        return layers
+    for level in range(max(row["name"].count(".") for row in layers), 0, -1):
+        stages = by_stage(rows, level)
         if len(stages) <= MAX_ROWS:
-            return [_joined(name, inside, network, calls) for name, inside in stages.items()]
-    return rows
+            return [_joined(name, inside, network) for name, inside in stages.items()]
+    return layers
 
 
-def _joined(name, rows, network, calls):
+def by_stage(rows, level):
+    """Return a dict of the ``rows`` of each module whose name has at most ``level`` parts."""
+    stages: dict[str, list] = {}
+    for row in rows:
+        stages.setdefault(".".join(row["name"].split(".")[:level]), []).append(row)
+    return {name: inside for name, inside in stages.items() if without_containers(inside)}
+
+
+def _joined(name, rows, network):
     if [row["name"] for row in rows] == [name]:
         return rows[0]
     # A list of modules does not run itself: what it puts out is what ends last in it.
-    inside = [call for call in calls if f"{call.name}.".startswith(f"{name}.")]
+    ran = [row for row in rows if row["output_shape"] is not None]
     return {
         "name": name,
         "type": _type_name(network.get_submodule(name)),
-        "output_shape": tuple(inside[-1].output.shape[1:]) if inside else None,
-        "n_parameters": sum(row["n_parameters"] for row in rows),
+        "output_shape": ran[-1]["output_shape"] if ran else None,
+        "n_parameters": count_parameters(rows),
     }
 
 
@@ -120,26 +142,35 @@ def format_layers(rows, image_shape, counted, penultimate=None):
 
     ``counted`` says what the numbers are numbers of; ``penultimate`` is that of `layer_rows`.
     """
-    cells = [("input", "", _sizes(image_shape), "")]
-    cells += [
-        (row["name"], row["type"], _sizes(row["output_shape"]), _number(row["n_parameters"]))
-        for row in rows
-    ]
-    header = ("name", "type", "output", "parameters")
-    widths = [max(len(row[i]) for row in [header, *cells]) for i in range(4)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  "
-        f"{row[3]:>{widths[3]}}"
-        for row in [header, *cells]
-    ]
+    lines = table_lines(rows, count_parameters(rows), image_shape)
     rule = "-" * len(lines[0])
-    total = sum(row["n_parameters"] or 0 for row in rows)
-    ends = [f"{total:,} {counted}"]
+    ends = [f"{count_parameters(rows):,} {counted}"]
     if penultimate == PRE_LOGITS:
         ends.append("penultimate: what the network's forward_head calls pre-logits")
     elif penultimate and penultimate.module:
         ends.append(f"penultimate: the {_side(penultimate)} of {penultimate.module}")
     return "\n".join([lines[0], rule, *lines[1:], rule, *ends])
+
+
+def table_lines(rows, total, image_shape=None):
+    """Return the header and a line a row; ``total`` is what parameters are shares of."""
+    cells = [("name", "type", "output", "parameters", "share", "receptive field")]
+    if image_shape is not None:
+        cells.append(("input", "", sizes(image_shape), "", "", ""))
+    for row in rows:
+        n, field = row["n_parameters"], row.get("receptive_field")
+        numbers = ("", "") if n is None else (f"{n:,}", f"{_share(n, total):.1%}")
+        shape = sizes(row["output_shape"])
+        cells.append((row["name"], row["type"], shape, *numbers, by(field or ())))
+    columns = [_aligned(column, "<<>>>>"[i]) for i, column in enumerate(zip(*cells, strict=True))]
+    if all(cell[-1] == "" for cell in cells[1:]):
+        del columns[-1]
+    return ["  ".join(row) for row in zip(*columns, strict=True)]
+
+
+def _aligned(cells, side):
+    width = max(map(len, cells))
+    return [f"{cell:{side}{width}}" for cell in cells]
 
 
 EPOCH_HEADER = "epoch  train loss  valid loss  valid acc      time"
@@ -173,9 +204,6 @@ def _type_name(module):
     return LAYER_NAMES.get(type(module), type(module).__name__)
 
 
-def _sizes(shape):
+def sizes(shape):
+    """Return a shape as in "3×32×32"."""
     return "–" if shape is None else by(shape)
-
-
-def _number(n):
-    return "" if n is None else f"{n:,}"

@@ -58,7 +58,7 @@ class TrainingState:
     n_epochs, n_batches : int
         Trained so far.
     layer_rows : list
-        What the layer table shows.
+        As `layer_rows` returns them.
     """
 
     net: Any = None

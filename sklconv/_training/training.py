@@ -18,6 +18,7 @@ from .._networks.table import (
     format_layers,
     layer_rows,
     stage_rows,
+    without_containers,
 )
 from .._platform.devices import without_autocast
 from .._platform.randomness import generator
@@ -84,7 +85,7 @@ def _train(recipe, data, valid, state, old, partial, start, listeners):
         state.layer_rows = layer_rows(net.module_.body, *trace, penultimate=penultimate)
         report = None
         if recipe.verbose:
-            report = _announce(recipe, net.module_, state.layer_rows, trace.calls, penultimate)
+            report = _announce(recipe, net.module_, state.layer_rows, penultimate)
         part = _trained_part(recipe, net.module_, *trace)
         training = _training(recipe, net, part, data, valid, (report, *listeners))
         training.piece = images_a_piece(net.module_, net.criterion_, trace.calls)
@@ -213,12 +214,12 @@ def _build_network(recipe, images, seed):
     return network
 
 
-def _announce(recipe, network, rows, calls, penultimate):
+def _announce(recipe, network, rows, penultimate):
     """Print the layer table; return what prints an epoch's row."""
-    stages = stage_rows(rows, network.body, calls)
+    stages, n_layers = stage_rows(rows, network.body), len(without_containers(rows))
     lines = [format_layers(stages, recipe.image_shape, "learnable parameters", penultimate)]
-    if len(stages) < len(rows):
-        lines.append(f"{len(rows)} layers, shown by stage; layer_table_ has them all")
+    if len(stages) < n_layers:
+        lines.append(f"{n_layers} layers, shown by stage; layer_table_ has them all")
     print_line("\n".join([*lines, EPOCH_HEADER]))
     return lambda row: print_line(format_epoch(row))
 

@@ -8,6 +8,8 @@ from ._confidence import ConfidenceDisplay
 from ._embedding import EmbeddingDisplay
 from ._feature_maps import FeatureMapsDisplay
 from ._filters import FiltersDisplay
+from ._layer_probe import layer_probe
+from ._layer_probe_display import LayerProbeDisplay
 from ._occlusion import OcclusionDisplay
 from ._predictions import PredictionsDisplay
 from ._saliency import SaliencyDisplay
@@ -19,10 +21,12 @@ __all__ = [
     "EmbeddingDisplay",
     "FeatureMapsDisplay",
     "FiltersDisplay",
+    "LayerProbeDisplay",
     "OcclusionDisplay",
     "PredictionsDisplay",
     "SaliencyDisplay",
     "TrainingHistoryDisplay",
+    "layer_probe",
 ]
 
 # Where users import them from is what pickles say, and the documentation.

@@ -907,10 +907,10 @@ def test_parquet_without_pyarrow(photos, monkeypatch, capsys):
 def test_layers(capsys):
     assert main(["layers", "nets:make", "--image-size", "12"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["name", "type", "output", "parameters"]
+    assert lines[0] == ["name", "type", "output", "parameters", "share"]
     assert lines[2] == ["input", "3×12×12"]
-    assert lines[4] == ["1", "Conv2d", "6×10×10", "168"]
-    assert lines[-4] == ["5", "Linear", "5", "125"]
+    assert lines[4] == ["1", "Conv2d", "6×10×10", "168", "57.3%"]
+    assert lines[-4] == ["5", "Linear", "5", "125", "42.7%"]
     assert lines[-2] == ["293", "parameters"]
     assert lines[-1] == ["penultimate:", "the", "output", "of", "4"]
 
@@ -928,7 +928,7 @@ def test_layers_lists_all_that_extract_takes(photos, capsys):
     names = [row[0] for row in rows]
     assert names == ["0.0", "0.1", "0", "1.0", "1.1", "1"]
     # Those of a layer's parts are not counted again: the column adds up.
-    assert [row[3:] for row in rows] == [["112"], ["0"], [], ["0"], ["802"], []]
+    assert [row[3:4] for row in rows] == [["112"], ["0"], [], ["0"], ["802"], []]
     layers = [argument for name in names for argument in ("--layer", name)]
     assert extract("photos", "--backbone", *network, *layers, "-q") == 0
     written = np.load("features.npz")["names"]

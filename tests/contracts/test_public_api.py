@@ -446,7 +446,7 @@ def test_all_examples_in_docstrings_are_collected():
         *("--doctest-modules", "--collect-only", "-q", str(PACKAGE)),
     )
     collected = re.findall(
-        r"^\S+::\S*?\.([A-Z]\w*|load_\w+|to_onnx)$", result.stdout, re.MULTILINE
+        r"^\S+::\S*?\.([A-Z]\w*|load_\w+|to_onnx|layer_probe)$", result.stdout, re.MULTILINE
     )
     expected = [name for module in MODULES for name in docstrings_with_examples(module)]
     assert len(expected) >= 15

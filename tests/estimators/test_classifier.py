@@ -903,15 +903,23 @@ def test_train_loss_and_accuracy_are_means_over_images():
     assert row["train_accuracy"] == pytest.approx(clf.score(X, y))
 
 
-COLUMNS = ("name", "type", "output_shape", "n_parameters", "penultimate")
+COLUMNS = (
+    "name",
+    "type",
+    "output_shape",
+    "n_parameters",
+    "penultimate",
+    "parameter_share",
+    "receptive_field",
+)
 LAYER_TABLE = [
     dict(zip(COLUMNS, row, strict=True))
     for row in [
-        ("conv1", "Conv", (6, 6, 6), 60, ""),
-        ("pool1", "MaxPool", (6, 3, 3), 0, ""),
-        ("flatten", "Flatten", (54,), 0, ""),
-        ("dense", "Dense", (16,), 880, "output"),
-        ("output", "Dense", (10,), 170, ""),
+        ("conv1", "Conv", (6, 6, 6), 60, "", 60 / 1110, (3, 3)),
+        ("pool1", "MaxPool", (6, 3, 3), 0, "", 0.0, (4, 4)),
+        ("flatten", "Flatten", (54,), 0, "", 0.0, (4, 4)),
+        ("dense", "Dense", (16,), 880, "output", 880 / 1110, (8, 8)),
+        ("output", "Dense", (10,), 170, "", 170 / 1110, (8, 8)),
     ]
 ]
 
@@ -932,7 +940,10 @@ def test_layer_table_of_a_users_module(monkeypatch):
     frozen = linear()
     frozen[1].bias.requires_grad_(False)
     table = full_batch(frozen).fit(X, y).layer_table_
-    rows = [("0", "Flatten", (64,), 0, "output"), ("1", "Linear", (10,), 640, "")]
+    rows = [
+        ("0", "Flatten", (64,), 0, "output", 0.0, None),
+        ("1", "Linear", (10,), 640, "", 1.0, None),
+    ]
     assert table == [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
@@ -953,13 +964,17 @@ def test_verbose_prints_the_layer_table_and_a_line_an_epoch(capsys, verbose, val
     assert lines[total] == "1,110 learnable parameters"
 
     cells = [line.split() for line in lines[:total] if not set(line) <= {"-"}]
-    assert cells[0] == ["name", "type", "output", "parameters"]
+    columns = ["name", "type", "output", "parameters", "share", "receptive", "field"]
+    assert cells[0] == columns
     assert cells[1] == ["input", "1×8×8"]
-    expected = [
-        [r["name"], r["type"], "×".join(map(str, r["output_shape"])), str(r["n_parameters"])]
-        for r in LAYER_TABLE
+    assert cells[2:] == [
+        [
+            *(row["name"], row["type"], "×".join(map(str, row["output_shape"]))),
+            *(str(row["n_parameters"]), f"{row['parameter_share']:.1%}"),
+            "×".join(map(str, row["receptive_field"])),
+        ]
+        for row in LAYER_TABLE
     ]
-    assert cells[2:] == expected
 
     header = ["epoch", "train", "loss", "valid", "loss", "valid", "acc", "time"]
     assert lines[total + 1] == "penultimate: the output of dense"

@@ -48,6 +48,7 @@ ROWS = [
     Row(inspection.EmbeddingDisplay, "labelled"),
     Row(inspection.FeatureMapsDisplay, "one"),
     Row(inspection.FiltersDisplay),
+    Row(inspection.LayerProbeDisplay, "labelled", {"cv": 3}),
     Row(inspection.OcclusionDisplay, "one"),
     Row(inspection.PredictionsDisplay, "labelled"),
     Row(

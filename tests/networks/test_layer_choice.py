@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from sklconv._activations.tap_set import TapSet
 from sklconv._networks import layer_choice
 from sklconv._networks.layer_choice import choose_layers, leave_one_out_score, sample_rows
 
@@ -108,6 +109,8 @@ class FakeTapSet:
         self.tapped = [FakeLayer(FakeTap(n), w) for n, w in zip(names, widths, strict=True)]
         self.taps = [layer.tap for layer in self.tapped]
         self.n_features = sum(widths)
+
+    split = TapSet.split
 
 
 @dataclass(frozen=True)

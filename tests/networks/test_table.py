@@ -9,7 +9,13 @@ from sklconv import Backbone, ConvNetClassifier, __main__
 from sklconv._activations.taps import penultimate_tap
 from sklconv._networks.building import build_network, trace_network
 from sklconv._networks.image_network import ImageNetwork, PreparePixels
-from sklconv._networks.table import MAX_ROWS, format_layers, layer_rows, stage_rows
+from sklconv._networks.table import (
+    MAX_ROWS,
+    format_layers,
+    layer_rows,
+    stage_rows,
+    without_containers,
+)
 from sklconv.layers import BatchNorm, Conv, Dense, Dropout, MaxPool
 
 
@@ -126,7 +132,8 @@ def total(network, learnable=True):
 @pytest.mark.parametrize("containers", [True, False])
 def test_the_numbers_add_up(network, learnable, containers):
     calls, output = trace(network)
-    rows = layer_rows(network, calls, output, learnable=learnable, containers=containers)
+    rows = layer_rows(network, calls, output, learnable=learnable)
+    rows = rows if containers else without_containers(rows)
     names = [row["name"] for row in rows]
     assert len(set(names)) == len(names)
     expected = total(network, learnable)
@@ -134,13 +141,18 @@ def test_the_numbers_add_up(network, learnable, containers):
     text = format_layers(rows, (3, 16, 16), "parameters").splitlines()
     assert text[-1] == f"{expected:,} parameters"
     cells = [line.split() for line in text[3:-2]]
-    assert sum(int(row[3].replace(",", "")) for row in cells if len(row) == 4) == expected
-    assert all(len(row) == 4 or containers for row in cells)
+    counted = [row for row in cells if len(row) > 3]
+    assert sum(int(row[3].replace(",", "")) for row in counted) == expected
+    assert all(len(row) > 3 or containers for row in cells)
+    shares = [row["parameter_share"] for row in rows]
+    numbers = [row["n_parameters"] for row in rows]
+    assert shares == [None if n is None else n / max(expected, 1) for n in numbers]
+    assert [row[4] for row in counted] == [f"{n:.1%}" for n in shares if n is not None]
 
 
 def test_every_layer_and_every_parameter_has_its_row(network):
     calls, output = trace(network)
-    rows = {row["name"]: row for row in layer_rows(network, calls, output)}
+    rows = {row["name"]: row for row in without_containers(layer_rows(network, calls, output))}
     shapes = {call.name: tuple(call.output.shape[1:]) for call in calls}
     for name, module in network.named_modules():
         has_own = any(True for _ in module.parameters(recurse=False))
@@ -156,10 +168,10 @@ def test_every_layer_and_every_parameter_has_its_row(network):
 def test_a_stage_counts_all_that_is_in_it(network):
     calls, output = trace(network)
     rows = layer_rows(network, calls, output)
-    stages = stage_rows(rows, network, calls)
+    stages = stage_rows(rows, network)
     assert sum(row["n_parameters"] for row in stages) == total(network)
-    if len(rows) <= MAX_ROWS:
-        assert stages == rows
+    if len(without_containers(rows)) <= MAX_ROWS:
+        assert stages == without_containers(rows)
         return
     assert len(stages) <= MAX_ROWS
     modules, shapes = dict(network.named_modules()), {c.name: c.output.shape[1:] for c in calls}
@@ -173,7 +185,7 @@ def test_a_stage_counts_all_that_is_in_it(network):
 def test_stages_of_a_resnet(timm):
     network = timm.create_model("resnet18")
     calls, output = trace(network)
-    rows = stage_rows(layer_rows(network, calls, output), network, calls)
+    rows = stage_rows(layer_rows(network, calls, output), network)
     names = [row["name"] for row in rows]
     assert names[:6] == ["conv1", "bn1", "act1", "maxpool", "layer1.0", "layer1.1"]
     assert names[-2:] == ["global_pool.flatten", "fc"]
@@ -208,7 +220,7 @@ def test_a_list_of_modules_is_a_stage_with_the_output_of_its_last_one():
     network = Listed()
     network.blocks.append(nn.Identity())  # one stage too many for the level of the blocks
     calls, output = trace(network)
-    first, last = stage_rows(layer_rows(network, calls, output), network, calls)
+    first, last = stage_rows(layer_rows(network, calls, output), network)
     assert (first["type"], first["output_shape"]) == ("ModuleList", (3, 16, 16))
     assert first["n_parameters"] == total(network)
     assert last["name"] == "end"
@@ -218,13 +230,13 @@ def test_many_layers_in_one_level_are_all_listed():
     network = nn.Sequential(*[nn.ReLU() for _ in range(MAX_ROWS + 5)])
     calls, output = trace(network)
     rows = layer_rows(network, calls, output)
-    assert stage_rows(rows, network, calls) == rows
+    assert stage_rows(rows, network) == rows
     assert len(rows) == MAX_ROWS + 5
 
 
 def test_layers_without_an_output_come_last():
     network = Tokens()
-    rows = layer_rows(network, *trace(network))
+    rows = without_containers(layer_rows(network, *trace(network)))
     assert [(row["name"], row["output_shape"], row["n_parameters"]) for row in rows] == [
         ("block.conv", (8, 14, 14), 224),
         ("block", (8, 14, 14), 8),
@@ -234,8 +246,9 @@ def test_layers_without_an_output_come_last():
         ("spare", None, 45),
         ("(network)", (2,), 8),
     ]
-    text = format_layers(rows, (3, 16, 16), "parameters").splitlines()
-    assert text[-5].split() == ["attention.out_proj", "NonDynamicallyQuantizableLinear", "–", "72"]
+    line = format_layers(rows, (3, 16, 16), "parameters").splitlines()[-5]
+    name = "attention.out_proj"
+    assert line.split() == [name, "NonDynamicallyQuantizableLinear", "–", "72", "12.2%"]
 
 
 def test_shared_parameters_are_counted_where_they_come_first():
@@ -284,7 +297,7 @@ def test_the_classifiers_table_and_what_it_prints(capsys):
     assert lines[end + 1] == "penultimate: the output of _dropout"
     assert lines[end + 2] == f"{len(names)} layers, shown by stage; layer_table_ has them all"
     assert lines[end + 3].startswith("epoch")
-    numbers = [int(line.split()[-1].replace(",", "")) for line in lines[3 : end - 1]]
+    numbers = [int(line.split()[-2].replace(",", "")) for line in lines[3 : end - 1]]
     assert sum(numbers) == 3_373_570
     assert len(numbers) <= MAX_ROWS
     clf.set_params(freeze=["_blocks.*", "_conv*"]).fit(X, [0, 1] * 4)
@@ -302,10 +315,10 @@ def test_the_commands_table_counts_frozen_ones_and_lists_containers(tmp_path, mo
     assert __main__.main(["layers", "frozen_nets:network", "--image-size", "12"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
     assert lines[:-3] == [
-        ["0.0", "Conv2d", "4×10×10", "112"],
-        ["0.1", "ReLU", "4×10×10", "0"],
+        ["0.0", "Conv2d", "4×10×10", "112", "12.3%"],
+        ["0.1", "ReLU", "4×10×10", "0", "0.0%"],
         ["0", "Sequential", "4×10×10"],
-        ["1", "Flatten", "400", "0"],
-        ["2", "Linear", "2", "802"],
+        ["1", "Flatten", "400", "0", "0.0%"],
+        ["2", "Linear", "2", "802", "87.7%"],
     ]
     assert lines[-2:] == [["914", "parameters"], ["penultimate:", "the", "output", "of", "1"]]
