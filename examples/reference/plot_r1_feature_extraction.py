@@ -44,8 +44,8 @@ author = {"n_parameters": 160_362, "accuracy": 0.98526, "n_images": 10_000, "sec
 # The images
 # ----------
 #
-# The author trains on the first 50,000 images of MNIST, of which a stratified fifth is held out for
-# validation. Here it is the first 5,000, so that the script takes half a minute at most;
+# The author trains on the first 50,000 images of MNIST, of which a stratified fifth is held out to
+# validate on. Here it is the first 5,000, so that the script takes half a minute at most;
 # ``python -m benchmarks.reference r1`` takes all of them.
 
 import matplotlib.pyplot as plt
@@ -73,7 +73,7 @@ plt.show()
 clf = ConvNetClassifier(network, **recipe, random_state=0, verbose=1)
 clf.fit(X_train, y_train, X_val=X_val, y_val=y_val)
 
-n_parameters = sum(row.parameters for row in clf.layer_table_.itertuples())
+n_parameters = clf.layer_table_["n_parameters"].sum()
 print(f"{n_parameters:,} parameters, the author's {author['n_parameters']:,}")
 
 # %%
