@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import datasets, layers
+    from . import datasets, inspection, layers
     from ._estimators.classifier import ConvNetClassifier
     from ._estimators.feature_extractor import ConvFeatureExtractor
     from ._networks.torch_module import TorchModule
@@ -18,6 +18,7 @@ __all__ = [
     "ConvNetClassifier",
     "TorchModule",
     "datasets",
+    "inspection",
     "layers",
 ]
 

@@ -28,7 +28,7 @@ from .._engines.choice import ENGINES, check_engine, choose_run
 from .._engines.runtime import forget
 from .._images import ImagesLike
 from .._images.forms import ImageFormat, check_image_shape, check_images, refuse_single_photo
-from .._networks.building import N_TRACED, trace_network
+from .._networks.building import N_TRACED, blank_images, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
@@ -461,7 +461,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
         check_engine(self._engine(), network.device, self._precision(), [self.pool])
         trace = trace_network(network, self.image_shape_)
         penultimate = penultimate_tap(trace, network)
-        blank = self._blank_images(N_TRACED)
+        blank = blank_images(network, self.image_shape_)
         placing = self.pool, network, trace, blank, penultimate
         if self._is_auto() and all(call.name != "auto" for call in trace.calls):
             self._taps = place_candidates(*placing)
@@ -498,11 +498,7 @@ class ConvFeatureExtractor(TransformerMixin, SuggestingEstimator):
     def _check_rows(self):
         """Raise if only for the number of traced images there is a row an image."""
         with torch.no_grad():
-            self._features(self._blank_images(N_TRACED + 1))
-
-    def _blank_images(self, n):
-        shape = (n, *self.image_shape_)
-        return torch.zeros(shape, dtype=torch.uint8, device=self.module_.device)
+            self._features(blank_images(self.module_, self.image_shape_, N_TRACED + 1))
 
     def _warn_of_output(self):
         warnings.warn(

@@ -203,13 +203,17 @@ def _meant(module):
     return f".{hint}"
 
 
+def blank_images(network, image_shape, n=N_TRACED):
+    """Return ``n`` images without content; of bytes, which are in range whatever pixels are."""
+    return torch.zeros(n, *image_shape, dtype=torch.uint8, device=network.device)
+
+
 def trace_network(network, image_shape, n_outputs=None):
     """Run ``network`` once on blank images; return the `Trace`, which iterates as calls, output.
 
     Raises unless it takes images of this shape and puts out ``n_outputs`` columns.
     """
-    # Bytes are in range whatever range other pixels have to be in.
-    blank = torch.zeros(N_TRACED, *image_shape, dtype=torch.uint8, device=network.device)
+    blank = blank_images(network, image_shape)
     try:
         with RightLayouts() as watched:
             trace = trace_layers(network.eval().body, lambda: network(blank))

@@ -5,6 +5,7 @@ from typing import Any, Self, TypeVar
 
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.base import _clone_parametrized as clone_parametrized
+from sklearn.utils import _safe_indexing as safe_indexing
 from sklearn.utils._param_validation import (
     Interval,
     InvalidParameterError,

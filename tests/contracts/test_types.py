@@ -10,7 +10,7 @@ from typing import get_type_hints
 import pytest
 
 import sklconv
-from sklconv import datasets, layers
+from sklconv import datasets, inspection, layers
 
 PACKAGE = Path(sklconv.__file__).parent
 
@@ -28,7 +28,7 @@ def own_callables(cls):
 
 def public_callables():
     found = {}
-    for module in (sklconv, layers, datasets):
+    for module in (sklconv, layers, datasets, inspection):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value):

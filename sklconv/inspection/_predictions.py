@@ -1,0 +1,221 @@
+"""PredictionsDisplay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from .._images import ImagesLike
+from .._platform.sklearn import safe_indexing
+from ._drawing import BLUE, ORANGE, draw_grid, drawable, grid_size, new_axes
+from ._find_network import find_network
+
+# Longer texts take two lines.
+MAX_CHARACTERS = 16
+
+
+class PredictionsDisplay:
+    """Images with their predictions, probabilities and labels.
+
+    Above each image stands the prediction and, if there are any, its probability; a wrong one in
+    orange, behind the label: "7 → 2".
+
+    It is recommended to use `from_estimator` to create one.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n_images, C, H, W)
+        The images.
+    y_pred : ndarray of shape (n_images,)
+        The predicted labels.
+    y_true : ndarray of shape (n_images,) or None, default=None
+        The labels.
+    probabilities : ndarray of shape (n_images,) or None, default=None
+        Those of the predicted labels.
+
+    Attributes
+    ----------
+    im_ : matplotlib.image.AxesImage
+        The images, side by side.
+    texts_ : ndarray of matplotlib.text.Text of shape (n_images,)
+        What stands above them.
+    ax_ : matplotlib.axes.Axes
+        The axes that all are drawn in.
+    figure_ : matplotlib.figure.Figure
+        The figure.
+
+    See Also
+    --------
+    sklearn.metrics.ConfusionMatrixDisplay : Which classes are taken for which.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from sklearn.datasets import load_digits
+    >>> from sklconv import ConvNetClassifier
+    >>> from sklconv.inspection import PredictionsDisplay
+    >>> X, y = load_digits(return_X_y=True)
+    >>> net = ConvNetClassifier(max_epochs=2, random_state=0).fit(X[:1000], y[:1000])
+    >>> display = PredictionsDisplay.from_estimator(net, X, y, which="wrong", n_images=9)
+    >>> bool((display.y_pred != display.y_true).all())
+    True
+    >>> plt.show()
+    """
+
+    def __init__(
+        self,
+        images: NDArray[Any],
+        y_pred: NDArray[Any],
+        *,
+        y_true: NDArray[Any] | None = None,
+        probabilities: NDArray[Any] | None = None,
+    ) -> None:
+        self.images = images
+        self.y_pred = y_pred
+        self.y_true = y_true
+        self.probabilities = probabilities
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ImagesLike,
+        y: ArrayLike | None = None,
+        *,
+        which: Literal["first", "random", "worst", "wrong"] | Sequence[int] = "first",
+        n_images: int = 25,
+        random_state: int | np.random.RandomState | None = None,
+        n_columns: int | None = None,
+        ax: Any = None,
+        **im_kw: Any,
+    ) -> Self:
+        """Predict with a fitted model, and draw some of the images.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted `ConvNetClassifier`, or a Pipeline or search with a `ConvFeatureExtractor`
+            and a classifier behind it.
+        X : array-like
+            Images in any form that ``predict`` takes; one also without its batch axis.
+        y : array-like of shape (n_samples,) or None, default=None
+            Their labels; needed by "wrong" and "worst".
+        which : {"first", "random", "worst", "wrong"} or array-like of int, default="first"
+            Which images: the first or random ones; those whose labels have the lowest
+            probabilities, the lowest first; the first that are predicted wrongly; or those of
+            these rows. All of X is predicted only where that is needed to choose.
+        n_images : int, default=25
+            The largest number of images, unless ``which`` says the rows.
+        random_state : int, RandomState instance or None, default=None
+            Seeds "random".
+        n_columns, ax, **im_kw
+            As `plot` takes them.
+
+        Returns
+        -------
+        display : PredictionsDisplay
+        """
+        found = find_network(estimator)
+        X = found.batch(X)
+        y = None if y is None else np.atleast_1d(np.asarray(y))
+        rows, predicted = _choose(found, X, y, which, n_images, random_state)
+        X = safe_indexing(X, rows)
+        labels, probabilities = predicted or found.predict(X)
+        display = cls(
+            found.pictures(X)[:],
+            labels,
+            y_true=None if y is None else y[rows],
+            probabilities=_of_labels(probabilities, labels, found.classes),
+        )
+        return display.plot(ax, n_columns=n_columns, **im_kw)
+
+    def plot(self, ax: Any = None, *, n_columns: int | None = None, **im_kw: Any) -> Self:
+        """Draw the images.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes or None, default=None
+            Where to draw; None: in a new figure.
+        n_columns : int or None, default=None
+            Images in a row; None: as many as make it about a square.
+        **im_kw
+            Keywords of :meth:`~matplotlib.axes.Axes.imshow`.
+
+        Returns
+        -------
+        self
+        """
+        images = drawable(self.images)
+        texts = self._texts()
+        n_lines = 1 + ("\n" in "".join(texts))
+        size = grid_size(len(images), images.shape[1:3], n_columns, side=1.2, n_lines=n_lines)
+        self.ax_ = new_axes(ax, size)
+        self.figure_ = self.ax_.figure
+        self.im_, self.texts_ = draw_grid(
+            self.ax_, images, n_columns=n_columns, labels=texts, **im_kw
+        )
+        if self.y_true is not None:
+            for text, is_right in zip(self.texts_, self.y_pred == self.y_true, strict=True):
+                text.set_color(BLUE if is_right else ORANGE)
+        return self
+
+    def _texts(self):
+        texts = [str(label) for label in self.y_pred]
+        if self.y_true is not None:
+            pairs = zip(self.y_true, texts, strict=True)
+            texts = [text if str(y) == text else f"{y} → {text}" for y, text in pairs]
+        if self.probabilities is not None:
+            pairs = zip(texts, self.probabilities, strict=True)
+            texts = [f"{text}  {probability:.0%}" for text, probability in pairs]
+        if max(map(len, texts)) > MAX_CHARACTERS:
+            texts = [text.replace(" → ", " →\n") for text in texts]
+        return texts
+
+
+def _choose(found, X, y, which, n_images, random_state):
+    """Return the rows to draw and, if all were predicted, their labels and probabilities."""
+    n = len(X)
+    if y is not None and len(y) != n:
+        raise ValueError(f"X holds {n} images, but y {len(y)} labels")
+    if not isinstance(which, str):
+        return np.arange(n)[np.asarray(which)], None
+    if which == "first":
+        return np.arange(min(n, n_images)), None
+    if which == "random":
+        return check_random_state(random_state).permutation(n)[:n_images], None
+    if which not in ("worst", "wrong"):
+        raise ValueError(
+            f"which={which!r} is none of 'first', 'random', 'worst', 'wrong' and row numbers"
+        )
+    if y is None:
+        raise ValueError(f"which={which!r} compares with labels: pass y")
+    labels, probabilities = found.predict(X)
+    if which == "wrong":
+        rows = np.flatnonzero(labels != y)[:n_images]
+        if not len(rows):
+            raise ValueError(f"which='wrong': all of the {n} images are predicted rightly")
+    else:
+        rows = np.argsort(_true_probabilities(found, y, probabilities), kind="stable")[:n_images]
+    return rows, (labels[rows], None if probabilities is None else probabilities[rows])
+
+
+def _true_probabilities(found, y, probabilities):
+    if probabilities is None:
+        raise ValueError(
+            f"which='worst' goes by probabilities, which {type(found.head()).__name__} has none "
+            "of: take which='wrong', or a classifier with predict_proba, such as "
+            "LogisticRegression"
+        )
+    return _of_labels(probabilities, y, found.classes)
+
+
+def _of_labels(probabilities, labels, classes):
+    """Return the probability of each label; 0 of one that is none of the classes."""
+    if probabilities is None:
+        return None
+    is_class = np.asarray(labels)[:, None] == np.asarray(classes)
+    return (probabilities * is_class).sum(1)

@@ -1,0 +1,190 @@
+"""TrainingHistoryDisplay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from .._platform.sklearn import StrOptions, validate_parameter_constraints
+from ._drawing import COLOURS, import_matplotlib, new_row_of_axes
+from ._find_network import find_network
+
+METRICS = ("loss", "accuracy")
+STYLES = {"train": "--", "valid": "-"}
+
+
+class TrainingHistoryDisplay:
+    """Loss and accuracy by epoch.
+
+    It is recommended to use `from_estimator` to create one.
+
+    Parameters
+    ----------
+    history : list of dict
+        One dict per epoch, as in ``history_`` of `ConvNetClassifier`.
+    name : str or None, default=None
+        Of the model, for the legend.
+
+    Attributes
+    ----------
+    lines_ : list of matplotlib.lines.Line2D
+        The curves: loss, accuracy, of each those of training (dashed) and validation (solid).
+    axes_ : ndarray of matplotlib.axes.Axes
+        The axes of each metric.
+    figure_ : matplotlib.figure.Figure
+        The figure.
+
+    See Also
+    --------
+    sklearn.model_selection.LearningCurveDisplay : Scores by the number of images.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from sklearn.datasets import load_digits
+    >>> from sklconv import ConvNetClassifier
+    >>> from sklconv.inspection import TrainingHistoryDisplay
+    >>> X, y = load_digits(return_X_y=True)
+    >>> net = ConvNetClassifier(max_epochs=3, early_stopping=True, random_state=0).fit(X, y)
+    >>> display = TrainingHistoryDisplay.from_estimator(net)
+    >>> [line.get_label() for line in display.lines_]
+    ['train', 'valid', 'train', 'valid']
+
+    Several models, and the error on a logarithmic axis:
+
+    >>> _, ax = plt.subplots()
+    >>> for lr in [0.001, 0.003]:
+    ...     net.set_params(lr=lr).fit(X, y)  # doctest: +ELLIPSIS
+    ...     display = TrainingHistoryDisplay.from_estimator(
+    ...         net, scale="log", name=f"lr={lr}", ax=ax)
+    ConvNetClassifier(...)
+    ConvNetClassifier(...)
+    >>> plt.show()
+    """
+
+    def __init__(self, history: Sequence[dict[str, Any]], *, name: str | None = None) -> None:
+        self.history = history
+        self.name = name
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        *,
+        metric: Literal["loss", "accuracy"] | None = None,
+        split: Literal["auto", "both", "train", "valid"] = "auto",
+        scale: Literal["linear", "log"] = "linear",
+        name: str | None = None,
+        ax: Any = None,
+        **line_kw: Any,
+    ) -> Self:
+        """Draw how a fitted model was trained.
+
+        Parameters
+        ----------
+        estimator : estimator
+            A fitted `ConvNetClassifier`, a `ConvFeatureExtractor` that holds one, or a Pipeline
+            or search with one of these inside.
+        metric, split, scale, ax, **line_kw
+            As `plot` takes them.
+        name : str or None, default=None
+            Of the model, for the legend.
+
+        Returns
+        -------
+        display : TrainingHistoryDisplay
+        """
+        found = find_network(estimator).estimator
+        trained = getattr(found, "estimator_", found)
+        if not hasattr(trained, "history_"):
+            raise ValueError(
+                f"this {type(found).__name__} trained no network, so there is no history: pass a "
+                "ConvNetClassifier, or an extractor that holds one"
+            )
+        display = cls(trained.history_, name=name)
+        return display.plot(ax, metric=metric, split=split, scale=scale, **line_kw)
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        metric: Literal["loss", "accuracy"] | None = None,
+        split: Literal["auto", "both", "train", "valid"] = "auto",
+        scale: Literal["linear", "log"] = "linear",
+        name: str | None = None,
+        **line_kw: Any,
+    ) -> Self:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, pair of these or None, default=None
+            Where to draw, perhaps beside the curves of other models. None: in a new figure.
+        metric : {"loss", "accuracy"} or None, default=None
+            What is drawn. None: both, side by side; or the accuracy, where ``ax`` is one axes.
+        split : {"auto", "both", "train", "valid"}, default="auto"
+            Of which data. "auto": of both, if there were data to validate on; else of training.
+        scale : {"linear", "log"}, default="linear"
+            Of the vertical axis. "log": the error, 1 − accuracy, takes the accuracy's place.
+        name : str or None, default=None
+            Of the model, for the legend; None: the display's.
+        **line_kw
+            Keywords of :meth:`~matplotlib.axes.Axes.plot`.
+
+        Returns
+        -------
+        self
+        """
+        _check(metric, split, scale)
+        if metric is None and ax is not None and np.size(ax) == 1:
+            metric = "accuracy"
+        metrics = METRICS if metric is None else (metric,)
+        splits = self._splits(split)
+        name = self.name if name is None else name
+        self.axes_ = new_row_of_axes(ax, len(metrics), (4 * len(metrics), 3))
+        self.figure_ = self.axes_[0].figure
+        self.lines_ = []
+        for axes, drawn in zip(self.axes_, metrics, strict=True):
+            colour = COLOURS[len({line.get_color() for line in axes.lines}) % len(COLOURS)]
+            for part in splits:
+                label = part if name is None else f"{name}, {part}"
+                kw = {"color": colour, "linestyle": STYLES[part], "label": label, **line_kw}
+                self.lines_ += axes.plot(*self._curve(part, drawn, scale), **kw)
+            _finish(axes, drawn, scale)
+        return self
+
+    def _splits(self, split):
+        validated = any(row["valid_loss"] is not None for row in self.history)
+        if split in ("both", "valid") and not validated:
+            raise ValueError(
+                f"split={split!r}: there were no data to validate on. Pass X_val and y_val to "
+                "fit, or set early_stopping=True, which holds some out"
+            )
+        if split == "auto":
+            split = "both" if validated else "train"
+        return ["train", "valid"] if split == "both" else [split]
+
+    def _curve(self, part, metric, scale):
+        epochs = [row["epoch"] for row in self.history]
+        values = np.array([row[f"{part}_{metric}"] for row in self.history], dtype=float)
+        return epochs, 1 - values if (metric, scale) == ("accuracy", "log") else values
+
+
+def _check(metric, split, scale):
+    constraints = {
+        "metric": [StrOptions(set(METRICS)), None],
+        "split": [StrOptions({"auto", "both", "train", "valid"})],
+        "scale": [StrOptions({"linear", "log"})],
+    }
+    params = {"metric": metric, "split": split, "scale": scale}
+    validate_parameter_constraints(constraints, params, "TrainingHistoryDisplay.plot")
+
+
+def _finish(ax, metric, scale):
+    plt = import_matplotlib()
+    shown = "error" if (metric, scale) == ("accuracy", "log") else metric
+    ax.set(xlabel="Epoch", ylabel=shown.capitalize(), yscale=scale)
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    ax.legend()
