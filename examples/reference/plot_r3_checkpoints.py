@@ -4,7 +4,8 @@ R3: a network saved at each epoch, restored and exported
 
 After a textbook chapter on convolutional networks, written with TensorFlow 1. A network with
 batch normalisation and leaky ReLU is saved after each epoch, comes back from its last
-checkpoint, and from a file that needs no Python: each time with exactly the same accuracy.
+checkpoint, and from a file that needs no Python: each time with exactly the same accuracy. The
+export takes ``pip install "sklconv[onnx]"``.
 """
 
 # %%
@@ -109,7 +110,7 @@ import matplotlib.pyplot as plt
 
 from sklconv.inspection import PredictionsDisplay, TrainingHistoryDisplay
 
-TrainingHistoryDisplay.from_estimator(clf, scale="log")
+TrainingHistoryDisplay.from_estimator(clf, metric="accuracy", scale="log")
 plt.show()
 
 # %%

