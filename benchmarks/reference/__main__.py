@@ -15,13 +15,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import onnxruntime
 import torch
 from sklearn.frozen import FrozenEstimator
 from skorch.callbacks import Checkpoint
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
-from sklconv.onnx import to_onnx
 
 from ..race import machine
 from .results import RESULTS, SEEDS, VARIANTS, add, page, read, row_key
@@ -108,6 +106,10 @@ def checkpoints(folder):
 
 def check_restores(system, clf, folder, parts):
     """Restore from the last checkpoint and an ONNX graph; return accuracies and differences."""
+    import onnxruntime
+
+    from sklconv.onnx import to_onnx
+
     X, y = parts.train
     fresh = ConvNetClassifier(
         system.network, **{**system.recipe, "max_epochs": 1}, random_state=99

@@ -149,10 +149,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 
-print(f"{'the network itself':24}{clf.score(X_test, y_test):.4f}")
+print(f"{'the network itself':32}{clf.score(X_test, y_test):.4f}")
 for name, head in {"logistic regression": LogisticRegression(max_iter=1000), "SVM": SVC()}.items():
     model = make_pipeline(extractor, head).fit(X_train, y_train)
-    print(f"{name + ' behind it':24}{model.score(X_test, y_test):.4f}")
+    print(f"{name + ' behind it':32}{model.score(X_test, y_test):.4f}")
 
 # %%
 # Side by side
