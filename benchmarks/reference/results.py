@@ -98,7 +98,8 @@ def _verdict(system, variant, rows):
     reached = ""
     if len(rows) == len(SEEDS):
         reached = "yes" if accuracy >= system.bound else "no"
-    return text, f"{'≤' if 'error' in system.figure else '≥'} {system.text(system.bound)}", reached
+    sign = "≤" if "error" in system.figure else "≥"
+    return text, f"{sign}\N{NO-BREAK SPACE}{system.text(system.bound)}", reached
 
 
 def _remark(words, seed, row):

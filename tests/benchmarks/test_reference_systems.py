@@ -157,7 +157,7 @@ def test_a_figure_is_reached_within_a_standard_error(tmp_path, accuracy, word):
         results.add(path, "rows", f"r2/recipe/{seed}", _row(accuracy + difference))
     page = path.with_suffix(".rst").read_text()
     section = page[page.index("R2.") : page.index("R3.")]
-    assert f"- {accuracy:.5f}\n     - ≥ 0.96675\n     - {word}\n" in section
+    assert f"- {accuracy:.5f}\n     - ≥\N{NO-BREAK SPACE}0.96675\n     - {word}\n" in section
     assert ("- yes" in page) == (word == "yes")
 
 
@@ -166,7 +166,7 @@ def test_errors_are_shown_as_errors(tmp_path):
     for seed in range(3):
         results.add(path, "rows", f"r5_convnet/defaults/{seed}", _row(0.9925))
     page = path.with_suffix(".rst").read_text()
-    assert "- 0.00750\n     - ≤ 0.00783\n     - yes" in page
+    assert "- 0.00750\n     - ≤\N{NO-BREAK SPACE}0.00783\n     - yes" in page
 
 
 def _table(clf):
