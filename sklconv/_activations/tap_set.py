@@ -77,7 +77,11 @@ class TapSet:
     def compute(self, network, x, precision):  # (N, C, H, W) -> (N, n_features)
         taps = list(dict.fromkeys(self.taps))  # candidates are one layer pooled in two ways
         found = dict(zip(taps, network.activations(taps, self.deepest, x, precision), strict=True))
-        columns = [layer.pooled(found[layer.tap], len(x)) for layer in self.tapped]
+        return self.features(found, len(x))
+
+    def features(self, found, n):
+        """Return the features of ``n`` images whose activations are ``found``, by taps."""
+        columns = [layer.pooled(found[layer.tap], n) for layer in self.tapped]
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 

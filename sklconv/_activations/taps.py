@@ -52,7 +52,9 @@ def resolve_taps(layer, trace, penultimate):
     taps = []
     for one in wanted:
         if one == "auto" and one not in names:
-            raise ValueError(f"layer={layer!r}: 'auto' stands alone, not in a list")
+            raise ValueError(
+                f"layer={layer!r}: 'auto' stands alone, for the fit of a ConvFeatureExtractor"
+            )
         if isinstance(one, str) and one == "penultimate" and one not in names:
             taps.append(penultimate or _no_penultimate(trace))
         else:
@@ -229,7 +231,13 @@ class _Hooks:
             return module.register_forward_pre_hook, (
                 lambda _, inputs, __: self._capture(tap, inputs[0])
             )
-        return module.register_forward_hook, lambda _, __, output: self._capture(tap, output)
+        return module.register_forward_hook, lambda _, __, output: self._hand_on(tap, output)
+
+    def _hand_on(self, tap, output):
+        """Capture a layer's output; return what comes behind shall take in its place, if any."""
+        self._capture(tap, output)
+        # So that what was captured is part of the way that gradients take.
+        return self.found[tap].clone() if torch.is_grad_enabled() else None
 
     def _capture(self, tap, activation):
         self.calls[tap] += 1

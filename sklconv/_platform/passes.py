@@ -19,9 +19,10 @@ class PassHook:
         self.thread = threading.get_ident()
 
     def __call__(self, module, inputs, output=None):
-        """Call ``function`` with the arguments that torch gives a forward hook."""
+        """Return what ``function`` makes of the arguments that torch gives a forward hook."""
         if threading.get_ident() == self.thread:
-            self.function(module, inputs, output)
+            return self.function(module, inputs, output)
+        return None
 
 
 @contextmanager

@@ -321,7 +321,7 @@ class PrepareForWeights(nn.Module):
         """Raise if ``x`` goes beyond the range that is known of it."""
         if x.dtype == torch.uint8 or not self.has_range:
             return
-        least, most = (float(v) for v in x.aminmax())
+        least, most = (float(v) for v in x.detach().aminmax())
         if not (self.low <= least and most <= self.high):
             raise ValueError(
                 f"X has values from {least:.4g} to {most:.4g}, outside of the "

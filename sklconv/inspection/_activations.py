@@ -130,7 +130,7 @@ class ActivationsDisplay:
         """
         image = None if ax is not None and np.size(ax) == 1 else self.image
         ratios = [1] if image is None else [1, 3]
-        self.axes_ = new_row_of_axes(ax, len(ratios), (7, 2.4), width_ratios=ratios)
+        self.axes_ = new_row_of_axes(ax, len(ratios), (6.4, 2.2), width_ratios=ratios)
         bars, self.figure_ = self.axes_[-1], self.axes_[-1].figure
         self.im_ = None
         if image is not None:

@@ -6,6 +6,9 @@ import numpy as np
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 BLUE, ORANGE = COLOURS[:2]
 
+# Under values, an image is drawn in greys so bright that colours show on its darkest parts.
+DARKEST = 0.4
+
 # Between the images of a grid, as a part of an image's width, which is that many pixels at least.
 GAP, MIN_PIXELS = 0.08, 12
 
@@ -84,6 +87,41 @@ def draw_image(ax, image, **im_kw):
     """Draw one image, as `drawable` returns it, without ticks; return the artist."""
     ax.set_axis_off()
     return ax.imshow(image, **{"cmap": "gray", "vmin": 0, "vmax": 1, **im_kw})
+
+
+def draw_over(ax, image, values, label, extent=None, **im_kw):
+    """Draw values, more opaque the further from 0, over an image in grey, and their scale.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes or None
+    image : ndarray of shape (C, H, W)
+    values : ndarray of shape (height, width)
+    label : str
+        Of the scale.
+    extent : (left, right, bottom, top), default=None
+        Where the values lie, in pixels of the image. None: all over it.
+    **im_kw
+        Of `imshow`, for the values.
+
+    Returns
+    -------
+    ax, image, im, colorbar : artists
+    """
+    ax = new_axes(ax, (4.4, 3.6))
+    height, width = image.shape[1:]
+    whole = (-0.5, width - 0.5, height - 0.5, -0.5)
+    grey = drawable(image[None])[0]
+    grey = DARKEST + (1 - DARKEST) * (grey if grey.ndim == 2 else grey.mean(2))
+    background = draw_image(ax, grey, extent=whole)
+    strength = np.abs(values) / (np.abs(values).max() or 1)
+    scale = colour_scale(values, symmetric=True)
+    if values.min() >= 0:
+        scale |= {"cmap": "Reds", "vmin": 0}
+    im_kw = {**scale, "alpha": strength, **im_kw}
+    im = ax.imshow(values, extent=extent or whole, **im_kw)
+    ax.set(xlim=whole[:2], ylim=whole[2:])
+    return ax, background, im, ax.figure.colorbar(im, ax=ax, label=label)
 
 
 def grid_shape(n, n_columns=None):

@@ -89,7 +89,7 @@ class FeatureMapsDisplay:
         """
         found = find_network(estimator)
         images = found.images(found.one_image(X))
-        taps, shape = _maps_tap(found, layer)
+        taps, shape = maps_tap(found, layer)
         display = cls(found.features(images, taps).reshape(shape), layer=taps.layers[0])
         return display.plot(ax, n_columns=n_columns, **im_kw)
 
@@ -120,11 +120,18 @@ class FeatureMapsDisplay:
         return self
 
 
-def _maps_tap(found, layer):
-    """Return the `TapSet` of one layer with maps, and the maps' shape, (C, H, W)."""
+def maps_tap(found, layer, deepest=None):
+    """Return the `TapSet` of one layer with maps, and the maps' shape, (C, H, W).
+
+    None is the last one with maps of more than one pixel that runs no later than ``deepest``, a
+    `Tap` or None.
+    """
     trace = found.trace()
     shapes = {call.name: call.output.shape[1:] for call in trace.calls}  # of the last calls
-    with_maps = [name for name in layer_names(trace.calls) if len(shapes[name]) == 3]
+    names = layer_names(trace.calls)
+    if deepest is not None and deepest.module:
+        names = names[: names.index(deepest.module) + 1]
+    with_maps = [name for name in names if len(shapes[name]) == 3]
     if not with_maps:
         raise ValueError("this network has no layer that puts out feature maps")
     if layer is None:

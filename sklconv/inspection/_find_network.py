@@ -1,6 +1,6 @@
 """The network within what a Display is given, and the steps in front of it and behind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -16,7 +16,7 @@ from .._activations.tap_set import place_taps
 from .._activations.taps import penultimate_tap
 from .._estimators.classifier import ConvNetClassifier
 from .._estimators.feature_extractor import ConvFeatureExtractor
-from .._images.files import is_image_files, is_pil_image
+from .._images.files import ImageFiles, is_image_files, is_pil_image
 from .._images.forms import check_images
 from .._networks.building import blank_images, trace_network
 from .._networks.inference import collect_outputs, read_images
@@ -49,7 +49,7 @@ class FoundNetwork:
     @property
     def precision(self):
         """In which the estimator computes."""
-        return getattr(self.estimator, "precision", None) or self.network.precision
+        return self.estimator._precision() if self.is_extractor else self.network.precision
 
     @property
     def is_extractor(self):
@@ -63,7 +63,10 @@ class FoundNetwork:
 
     def images(self, X):
         """Return what the network sees of ``X`` as an `ImageSource` of shape (n, C, H, W)."""
-        return read_images(self.estimator, self.seen(X))
+        images = read_images(self.estimator, self.seen(X))
+        if isinstance(images, ImageFiles):  # a bad one would be looked at as if it were black
+            images.options = replace(images.options, on_bad_image="raise")
+        return images
 
     def pictures(self, X):
         """Return ``X`` as an `ImageSource` to draw.
@@ -102,16 +105,20 @@ class FoundNetwork:
             raise ValueError(f"one image is shown, but X holds {len(X)}: pass one of them, X[:1]")
         return X
 
+    def labelled(self, X, y):
+        """Return ``X`` with a batch axis, and ``y`` as an array of a label an image or None."""
+        X = self.batch(X)
+        y = None if y is None else np.atleast_1d(np.asarray(y))
+        if y is not None and len(y) != len(X):
+            raise ValueError(f"X holds {len(X)} images, but y {len(y)} labels")
+        return X, y
+
     def _obstacle(self, X):
         """Return the error that the first of ``X`` can't be read with, or None."""
         try:
             self.images(X[:1])
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-        ) as error:  # also of users' steps
+        # Also of users' steps.
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
             return error
         return None
 

@@ -143,7 +143,7 @@ class TrainingHistoryDisplay:
         metrics = METRICS if metric is None else (metric,)
         splits = self._splits(split)
         name = self.name if name is None else name
-        self.axes_ = new_row_of_axes(ax, len(metrics), (4 * len(metrics), 3))
+        self.axes_ = new_row_of_axes(ax, len(metrics), (3.3 * len(metrics), 2.7))
         self.figure_ = self.axes_[0].figure
         self.lines_ = []
         for axes, drawn in zip(self.axes_, metrics, strict=True):

@@ -135,6 +135,18 @@ def test_one_image_is_found_in_every_form(net, digits, tmp_path):
         found.one_image([photo] * 3)
 
 
+def test_photos_that_can_not_be_read_are_refused(digits, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    photos = [image.fromarray(one.astype(np.uint8).reshape(8, 8)) for one in digits[0][:20]]
+    estimator = ConvNetClassifier(max_epochs=1, image_shape=(8, 8))
+    model = ConvFeatureExtractor(estimator, on_bad_image="nan").fit(photos, digits[1][:20])
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    found = find_network(model)
+    images = found.images([photos[0], tmp_path / "bad.png"])
+    with pytest.raises(ValueError, match=r"bad\.png can't be read"):
+        found.features(images, found.taps())
+
+
 def test_names_of_columns_stay_known(digits):
     X, y = digits
     frame = pd.DataFrame(X, columns=[f"pixel{i}" for i in range(64)])
