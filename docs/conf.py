@@ -37,6 +37,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "filename_pattern": "plot_",
+    "ignore_pattern": r"__init__\.py|side_by_side\.py",  # not examples themselves
     "abort_on_example_error": True,
     "reset_modules": ("matplotlib",),
     "show_memory": False,

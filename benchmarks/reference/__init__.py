@@ -1,0 +1,1 @@
+"""Published systems beside ours: ``python -m benchmarks.reference --help``."""
