@@ -176,10 +176,13 @@ def _parse_arguments():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--draws", type=int, nargs="+", default=list(range(5)), metavar="SEED")
     parser.add_argument("--n-test", type=int, metavar="N", help="MNIST's first N test images only")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(PARTS)}")
+    return options
 
 
 if __name__ == "__main__":

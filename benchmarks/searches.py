@@ -332,10 +332,7 @@ def main():
     parser = argparse.ArgumentParser("python -m benchmarks.searches", description=__doc__)
     parser.add_argument("studies", nargs="*", default=list(STUDIES), help=", ".join(STUDIES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--images", type=int, default=10_000, help="of all but frozen, cost, kills; 10,000"
-    )
-    parser.add_argument("--images", type=int, default=10_000, help="of MNIST, in heads; 10,000")
+    parser.add_argument("--images", type=int, default=10_000, help="of MNIST; 10,000")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--one-search", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
