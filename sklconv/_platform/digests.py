@@ -84,6 +84,11 @@ def _hash(content):
     return hashlib.blake2b(content, digest_size=20).digest()
 
 
+def _hash_values(content):
+    # For which most CPUs have instructions: half the time for long ones.
+    return hashlib.sha256(content).digest()
+
+
 def _parts(value):
     if type(value) in (tuple, list):
         return value
@@ -108,7 +113,7 @@ def _parts_of_module(module):
 
 def _parts_of_tensor(tensor):
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return tuple(tensor.shape), str(tensor.dtype), _hash(values.numpy())
+    return tuple(tensor.shape), str(tensor.dtype), _hash_values(values.numpy())
 
 
 def _parts_of_array(array):
@@ -117,7 +122,7 @@ def _parts_of_array(array):
     return (
         array.shape,
         str(array.dtype),
-        _hash(np.ascontiguousarray(array).reshape(-1).view(np.uint8)),
+        _hash_values(np.ascontiguousarray(array).reshape(-1).view(np.uint8)),
     )
 
 
