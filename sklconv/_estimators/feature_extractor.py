@@ -42,7 +42,7 @@ from .._networks.building import N_TRACED, blank_images, trace_network
 from .._networks.image_network import ImageNetwork, PreparePixels
 from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
-from .._networks.table import as_table, format_scores, layer_rows
+from .._networks.table import NETWORK, as_table, format_scores, layer_rows, without_containers
 from .._platform.devices import check_precision, resolve_device
 from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import weights_channels_last
@@ -289,6 +289,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             else:
                 self._take_network(images)
                 self._look_at_network(images, y, sample_weight)
+            self._warn_of_output()
             tasks.end()
         return self
 
@@ -523,7 +524,6 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         attributes, self._network_digest = noted
         self.__dict__.update(attributes)
         self._kept = kept
-        self._warn_of_output()
         return True
 
     def _take_frozen(self, X, classifier):
@@ -599,7 +599,6 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             network.body, *trace, penultimate=penultimate, learnable=False
         )
         self._check_rows()
-        self._warn_of_output()
 
     def _choose_layers(self, images, y, sample_weight):
         """Return those of the tapped layers whose features tell the classes apart best."""
@@ -625,14 +624,14 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             self._features(blank_images(self.module_, self.image_shape_, N_TRACED + 1))
 
     def _warn_of_output(self):
-        # Without layers there is none to name.
-        if NETWORK_OUTPUT in self._taps.taps and self._layer_rows:
+        has_layers = any(row["name"] != NETWORK for row in without_containers(self._layer_rows))
+        if NETWORK_OUTPUT in self._taps.taps and has_layers:
             warnings.warn(
                 "layer='penultimate' takes the network's output, which may be scores of classes: "
                 f"nothing tells what goes into a classifier in {type(self.module_.body).__name__}."
                 " Name a layer instead, such as layer=-1, the last",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _features(self, x):  # (N, C, H, W) -> (N, n_features)

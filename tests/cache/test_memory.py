@@ -663,9 +663,10 @@ def unprivileged(tmp_path):
     """Without root's rights, for whom every folder can be written to."""
     if not hasattr(os, "getuid"):
         pytest.skip("there are no owners of files")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(folder.stat().st_mode | 0o555)
     before = os.geteuid()
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == before:
+            folder.chmod(folder.stat().st_mode | 0o555)
     if before == 0:
         os.seteuid(65534)
     yield
