@@ -6,9 +6,12 @@ from hashlib import blake2b
 
 import numpy as np
 
+from .._engines.choice import engine_of
 from .._images.sources import slices
-from .._platform.digests import digest_of
+from .._platform.digests import Undigestible, digest_of
+from .._progress import print_line
 from .folder import CHECKSUM_BYTES, checksum_of, circumstances, say, versions
+from .networks import digest_of_network
 
 # Multiply-adds an image from which on a pass costs more than to look a row up.
 WORTH_A_ROW = 2e7
@@ -17,58 +20,62 @@ WORTH_A_ROW = 2e7
 LOOKED_UP = 256
 
 
-def digest_of_network(network):
-    """Return a digest of what decides on features: weights and code, and where it computes.
-
-    Raises
-    ------
-    Undigestible
-    """
-    return digest_of((network.prepare, network.body, str(network.device)))
-
-
 class KeptFeatures:
     """Features of a fitted network, computed where a folder does not have them.
 
     Parameters
     ----------
     folder : Folder
-    network_digest : str
-        As `digest_of_network` returns it.
+    network : ImageNetwork or KeptNetwork
     tap_set : TapSet
     precision : {"float32", "bfloat16"}
     engines : sequence of str
         Those whose features serve; the first is the one that computes.
     images : ImageSource
-
-    Attributes
-    ----------
-    n_computed : int
-        Images whose features were not there, of the last call.
-
-    Raises
-    ------
-    Undigestible
     """
 
-    def __init__(self, folder, network_digest, tap_set, precision, engines, images):
-        self.folder, self.tap_set, self.images = folder, tap_set, images
-        self.engines = engines
-        base = digest_of((network_digest, precision, versions()))
-        # Of each layer, by each engine.
-        self.bases = [
-            [digest_of((base, vars(layer.tap), layer.pool, engine)).encode() for engine in engines]
-            for layer in tap_set.tapped
-        ]
+    def __init__(self, folder, network, tap_set, precision, engines, images):
+        self.folder, self.network, self.tap_set = folder, network, tap_set
+        self.precision, self.engines, self.images = precision, engines, images
 
-    def whole(self, compute):
-        """Return features as an earlier call with equal images has left them, to the bit.
+    def recall(self, compute, iterate, is_frozen, name):
+        """Return the features, computed where they are not kept.
 
         Parameters
         ----------
         compute : callable
-            Returns them.
+            Returns those of all images.
+        iterate : callable
+            Takes rows, an array of int; returns what computes, as `choose_run` does, and an
+            iterator over batches of their features.
+        is_frozen : bool
+            Whether the network may meet some of these images again, in other calls.
+        name : str or None
+            Who prints how many were kept; None: nobody.
         """
+        by_row = is_frozen and self.tap_set.multiply_adds >= WORTH_A_ROW
+        try:
+            self.bases = self._bases()
+            features = self._by_row(iterate) if by_row else self._whole(compute)
+        except Undigestible as error:
+            say(f"these features are not kept: {error}")
+            return compute()
+        if name is not None:
+            n, n_computed = len(self.images), self.n_computed
+            print_line(
+                f"{name}: features of {n - n_computed:,} of {n:,} images are taken from "
+                f"{self.folder.path}, {n_computed:,} are computed"
+            )
+        return features
+
+    def _bases(self):
+        """Return for each layer, for each engine, a digest of all but the images."""
+        base = digest_of((digest_of_network(self.network), self.precision, versions()))
+        layers = [(base, vars(layer.tap), layer.pool) for layer in self.tap_set.tapped]
+        return [[digest_of((*of, engine)).encode() for engine in self.engines] for of in layers]
+
+    def _whole(self, compute):
+        """Return features as an earlier call with equal images has left them, to the bit."""
         self.n_computed = len(self.images)
         digest = self.images.digest()
         if digest is None:
@@ -85,28 +92,26 @@ class KeptFeatures:
             self.folder.write(name, features)
         return features
 
-    def by_row(self, compute):
-        """Return features of which each image's are kept by themselves, equal to rounding.
-
-        Parameters
-        ----------
-        compute : callable
-            Takes rows, an array of int; yields batches of their features, and which engine has
-            computed each.
-        """
+    def _by_row(self, iterate):
+        """Return features of which each image's are kept by themselves, equal to rounding."""
         digests = self.images.digests()
         features = np.empty((len(digests), self.tap_set.n_features), np.float32)
         missing = self._in_table(self._read, digests, features)
         if missing is None:
             missing = np.arange(len(digests))
         self.n_computed, start = len(missing), 0
-        for batch, engine in compute(missing) if len(missing) else ():
-            rows = missing[start : start + len(batch)]
-            features[rows] = batch
-            for row, _, _ in self.images.bad or ():
-                digests[row] = None  # it may be read another time
-            self._in_table(self._write, [digests[row] for row in rows], batch, engine)
-            start += len(batch)
+        if not len(missing):
+            return features
+        run, batches = iterate(missing)
+        with closing(batches):
+            for batch in batches:
+                rows = missing[start : start + len(batch)]
+                features[rows] = batch
+                for row, _, _ in self.images.bad or ():
+                    digests[row] = None  # it may be read another time
+                known = [digests[row] for row in rows]
+                self._in_table(self._write, known, batch, engine_of(run))
+                start += len(batch)
         return features
 
     def _in_table(self, action, *args):
@@ -122,7 +127,7 @@ class KeptFeatures:
         for cut in slices(len(digests), LOOKED_UP):
             keys = self._keys(digests[cut])
             found = table.read([key for several in keys for of_row in several for key in of_row])
-            for columns, several in zip(self._columns(features[cut]), keys, strict=True):
+            for columns, several in zip(self.tap_set.split(features[cut]), keys, strict=True):
                 for row, of_row in enumerate(several):
                     kept = next((found[key] for key in of_row if key in found), None)
                     if kept is None or len(kept) != 4 * columns.shape[1]:
@@ -134,18 +139,11 @@ class KeptFeatures:
     def _write(self, table, digests, features, engine):
         rows, which = {}, self.engines.index(engine)
         keys = self._keys(digests)
-        for columns, several in zip(self._columns(features), keys, strict=True):
+        for columns, several in zip(self.tap_set.split(features), keys, strict=True):
             for row, of_row in zip(columns, several, strict=True):
                 if of_row:
                     rows[of_row[which]] = row.tobytes()
         table.write(rows)
-
-    def _columns(self, features):
-        """Yield the columns of each layer."""
-        start = 0
-        for layer in self.tap_set.tapped:
-            yield features[:, start : start + layer.n_features]
-            start += layer.n_features
 
     def _keys(self, digests):
         """Return for each layer, for each image, the keys that serve."""

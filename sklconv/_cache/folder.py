@@ -29,7 +29,7 @@ CHECKSUM_BYTES = 16
 SETTLED = 3e9
 
 # Files whose checksums this process has found right, as they were then.
-_sound: dict = {}
+_verified: dict = {}
 
 
 class Folder:
@@ -84,13 +84,13 @@ class Folder:
             return None
         end = max(0, n_read - CHECKSUM_BYTES)
         path, stamp = self.path / name, (status.st_ino, status.st_size, status.st_ctime_ns)
-        if _sound.get(path) != stamp:
+        if _verified.get(path) != stamp:
             if content[end:].tobytes() != checksum_of(content[:end], name.encode()):
                 self._say_unreadable(name, "it is damaged")
                 return None
             # What is changed later than this has a later time, which nobody can set back.
             if os.name == "posix" and time.time_ns() - status.st_ctime_ns > SETTLED:
-                _sound[path] = stamp
+                _verified[path] = stamp
         return content[:end]
 
     def write(self, name, content):

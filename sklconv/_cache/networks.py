@@ -1,6 +1,7 @@
 """Trained networks: an equal fit takes what an earlier one has left."""
 
 import sys
+from contextlib import suppress
 from numbers import Integral
 from operator import attrgetter
 
@@ -45,7 +46,7 @@ class KeptFit:
         if folder is not None:
             images, targets = (X, X_val), (y, sample_weight, y_val)
             try:
-                self.name = _name(classifier, is_watched, images, targets)
+                self.name = _name_of_network(classifier, is_watched, images, targets)
             except Undigestible as error:
                 say(f"this training is not kept: {error}")
 
@@ -70,9 +71,9 @@ class KeptFit:
         kept = KeptNetwork(self.folder, self.name, content, self.classifier)
         # Once in each process it is known at once, not later, whether it can be unpickled.
         path = self.folder.path / self.name
-        if path not in _sound and kept.get() is None:
+        if path not in _unpickled and kept.get() is None:
             return None
-        _sound.add(path)
+        _unpickled.add(path)
         if self.classifier.verbose:
             print_line(f"{type(self.classifier).__name__}: an equal fit is taken from {path}")
         return kept
@@ -85,10 +86,14 @@ class KeptNetwork:
     ----------
     unfitted : ConvNetClassifier
         With the same parameters.
+    digest : str
+        As `digest_of_network` returns it; where `KeptNotes` had it.
     """
 
+    digest: str
+
     def __init__(self, folder, name, content, unfitted):
-        self.unfitted = unfitted
+        self.unfitted, self.precision = unfitted, unfitted.precision
         self._folder, self._name, self._content = folder, name, content
         self._fitted = None
 
@@ -101,11 +106,55 @@ class KeptNetwork:
         return self._fitted
 
 
-# Files that hold networks which this process has unpickled.
-_sound: set = set()
+class KeptNotes:
+    """What is known of a trained network, so that an equal fit need not so much as unpickle it.
+
+    Parameters
+    ----------
+    training : KeptFit
+        Nothing is noted of one that prints, or is not kept itself.
+    parameters : dict or None
+        What else the notes depend on; None: they are not kept.
+    """
+
+    def __init__(self, training, parameters):
+        self.training, self.name = training, None
+        if None not in (training.name, parameters) and not training.classifier.verbose:
+            with suppress(Undigestible):
+                self.name = f"notes/{digest_of((training.name, parameters))}"
+
+    def recall(self):
+        """Return the `KeptNetwork` of an equal fit and its notes, or None."""
+        kept = None if self.name is None else self.training.folder.load(self.name)
+        if kept is None or (network := self.training.recall()) is None:
+            return None
+        network.digest, notes = kept
+        return network, notes
+
+    def keep(self, notes, network):
+        """Keep ``notes``, which can be pickled, of an `ImageNetwork`."""
+        if self.name is not None:
+            with suppress(Undigestible):
+                self.training.folder.keep(self.name, (digest_of_network(network), notes))
 
 
-def _name(classifier, is_watched, images, targets):
+def digest_of_network(network):
+    """Return a digest of what decides on features: weights and code, and where it computes.
+
+    Raises
+    ------
+    Undigestible
+    """
+    if isinstance(network, KeptNetwork):
+        return network.digest
+    return digest_of((network.prepare, network.body, str(network.device)))
+
+
+# Files of networks that this process has unpickled.
+_unpickled: set = set()
+
+
+def _name_of_network(classifier, is_watched, images, targets):
     parameters = classifier.get_params(deep=False)
     for parameter in NOT_OF_TRAINING:
         del parameters[parameter]
@@ -127,12 +176,12 @@ def _name(classifier, is_watched, images, targets):
     labels = [None if target is None else _plain(target) for target in targets]
     code: list = []
     key = digest_of((type(classifier), parameters, data, labels, circumstances()), code)
-    _bring_home(code)
-    _check_names(code)
+    _define_in_main(code)
+    _check_found_by_name(code)
     return f"networks/{key}"
 
 
-def _bring_home(code):
+def _define_in_main(code):
     """Have a script's classes and functions be found by name where joblib has sent them.
 
     Its workers get them by value, but pickles of networks name them.
@@ -141,12 +190,16 @@ def _bring_home(code):
     for thing in code:
         name = thing.__qualname__
         of_script = thing.__module__ == "__main__" and name.isidentifier()
-        if of_script and getattr(script, name, None) is _brought.get(name):
-            _brought[name] = thing
+        if of_script and getattr(script, name, None) is _defined_in_main.get(name):
+            _defined_in_main[name] = thing
             setattr(script, name, thing)
 
 
-def _check_names(code):
+# What `_define_in_main` has defined there, by its name.
+_defined_in_main: dict = {}
+
+
+def _check_found_by_name(code):
     """Raise if a pickle would name something else: in notebooks, classes are written anew."""
     for thing in code:
         try:
@@ -155,10 +208,6 @@ def _check_names(code):
             continue
         if isinstance(found, CODE) and not any(found is other for other in code):
             raise Undigestible(f"the name of {thing.__qualname__} stands for another one now")
-
-
-# What `_bring_home` has brought, by its name.
-_brought: dict = {}
 
 
 def _digest_of_weights(weights):

@@ -43,6 +43,11 @@ def choose_run(engine, network, tap_set, precision, n_images, in_torch):
     return in_torch
 
 
+def engine_of(run):
+    """Return which engine computes now in what `choose_run` has returned."""
+    return getattr(run, "engine", "torch")
+
+
 def pays(network, tap_set, precision, n_images):
     """Whether "auto" is ONNX Runtime for a call of so many images.
 

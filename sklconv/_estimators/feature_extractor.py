@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from os import PathLike
 from typing import Any, Literal, Self
@@ -23,10 +23,10 @@ from sklearn.utils.validation import check_is_fitted
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, penultimate_tap
-from .._cache.features import WORTH_A_ROW, KeptFeatures, digest_of_network
-from .._cache.folder import Folder, say
-from .._cache.networks import KeptFit
-from .._engines.choice import ENGINES, check_engine, choose_run
+from .._cache.features import KeptFeatures
+from .._cache.folder import Folder
+from .._cache.networks import KeptFit, KeptNotes
+from .._engines.choice import ENGINES, check_engine, choose_run, engine_of
 from .._engines.runtime import forget
 from .._images import ImagesLike
 from .._images.forms import (
@@ -44,7 +44,6 @@ from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
 from .._networks.table import NETWORK, as_table, format_scores, layer_rows, without_containers
 from .._platform.devices import check_precision, resolve_device
-from .._platform.digests import Undigestible, digest_of
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
@@ -68,8 +67,8 @@ from .targets import check_choice
 from .tasks import FitTasks
 from .undo import undone_if_it_fails
 
-# What a fit notes of a network that it has trained.
-NOTED = ("_format", "image_shape_", "n_features_in_", "_taps", "layers_", "pools_", "_layer_rows")
+# Parameters that, unless they are None, take the place of those of a classifier to train.
+OVERRIDE = "image_shape", "data_format", "reader", "device", "precision", "random_state", "verbose"
 
 
 class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEstimator):
@@ -352,7 +351,8 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             yield from (rows.compute() for rows in features.blocks.ravel())
             return
         images, start = read_images(self, X), 0
-        for rows in self._iterate(images, self._choose_run(len(images))):
+        _, batches = self._iterate(images)
+        for rows in batches:
             self._note_bad_images(images, rows, start)
             start += len(rows)
             yield rows
@@ -416,14 +416,14 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getstate__(self):
-        if "_kept" in self.__dict__:
+        if self._pending() is not None:
             _ = self.estimator_  # a pickle is whole, wherever it goes
-        state = super().__getstate__()
+        state = {**super().__getstate__()}
         state.pop("_kept", None)
         network = state.get("_network")
         if network is not None and network.device.type != "cpu":
             # Else it could not be unpickled on a machine without a GPU.
-            state = {**state, "_network": copy.deepcopy(network).cpu()}
+            state["_network"] = copy.deepcopy(network).cpu()
         return state
 
     def _trains(self):
@@ -456,75 +456,34 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         elif isinstance(self.estimator, FrozenEstimator):
             self._take_frozen(images, self.estimator.estimator)
 
-    def _look_at_network(self, images, y, sample_weight):
-        self.image_shape_ = self._format.shape
-        self.n_features_in_ = self._format.n_features
-        self._place_taps(images, y, sample_weight)
-
     def _train_classifier(self, tasks, images, X, y, sample_weight, X_val, y_val):
         estimator = ConvNetClassifier() if self.estimator is None else clone(self.estimator)
-        overrides = {
-            name: getattr(self, name)
-            for name in (
-                "image_shape",
-                "data_format",
-                "reader",
-                "device",
-                "precision",
-                "random_state",
-                "verbose",
-            )
-            if getattr(self, name) is not None
-        }
-        estimator.set_params(**overrides)
+        own = {name: getattr(self, name) for name in OVERRIDE}
+        estimator.set_params(**{name: own[name] for name in own if own[name] is not None})
 
         def fit():
             with tasks.inner_fit(estimator):
                 return estimator.fit(X, y, sample_weight, X_val=X_val, y_val=y_val)
 
-        folder, data = Folder.of(self.memory), (X, y, sample_weight, X_val, y_val)
+        data = X, y, sample_weight, X_val, y_val
         is_watched = any(map(has_callbacks, (self, estimator)))
-        training = KeptFit(folder, estimator, fit, is_watched, *data)
-        name = self._name_of_fit(training)
-        if name and self._recall_fit(training, name):
+        training = KeptFit(Folder.of(self.memory), estimator, fit, is_watched, *data)
+        kept = KeptNotes(training, self._parameters_of_notes())
+        if (recalled := kept.recall()) is not None:
+            self._kept, notes = recalled
+            self._note(*notes)
             return
         self.estimator_ = training.fit()
         self._format = self._with_file_options(self.estimator_._format)
         self._look_at_network(images, y, sample_weight)
-        if name:
-            self._keep_fit(folder, name)
+        kept.keep((self._format, self._taps, self._layer_rows), self.module_)
 
-    def _name_of_fit(self, training):
-        """Return under which name is kept what a fit notes of the network, or None."""
-        if training.name is None or training.classifier.verbose:
-            return None
+    def _parameters_of_notes(self):
+        """Return what decides on the notes of a trained network, or None: they are not kept."""
         if self._is_auto() or callable(self.pool):
             return None
         own = self.get_params(deep=False)
-        for name in ("estimator", "memory"):
-            del own[name]
-        try:
-            return f"fits/{digest_of((training.name, own))}"
-        except Undigestible:
-            return None
-
-    def _keep_fit(self, folder, name):
-        noted = {attribute: self.__dict__[attribute] for attribute in NOTED}
-        try:
-            folder.keep(name, (noted, digest_of_network(self.module_)))
-        except Undigestible:
-            pass
-
-    def _recall_fit(self, training, name):
-        """Take what an equal fit has noted; its network is not even unpickled until needed."""
-        noted = training.folder.load(name)
-        kept = None if noted is None else training.recall()
-        if kept is None:
-            return False
-        attributes, self._network_digest = noted
-        self.__dict__.update(attributes)
-        self._kept = kept
-        return True
+        return {name: own[name] for name in own if name not in ("estimator", "memory")}
 
     def _take_frozen(self, X, classifier):
         if not isinstance(classifier, ConvNetClassifier):
@@ -533,16 +492,14 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
                 f"{type(classifier).__name__}"
             )
         check_is_fitted(classifier)
-        if check_image_shape(self.image_shape) not in (None, classifier.image_shape_):
-            raise ValueError(
-                f"image_shape={self.image_shape} is not that of the frozen estimator, "
-                f"{classifier.image_shape_}"
-            )
-        if self.data_format not in (None, classifier.data_format):
-            raise ValueError(
-                f"data_format={self.data_format!r} is not that of the frozen estimator, "
-                f"{classifier.data_format!r}"
-            )
+        for name, own, its in (
+            ("image_shape", check_image_shape(self.image_shape), classifier.image_shape_),
+            ("data_format", self.data_format, classifier.data_format),
+        ):
+            if own not in (None, its):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not that of the frozen estimator, {its!r}"
+                )
         device = classifier.module_.device
         if self.device not in (None, "auto") and torch.device(self.device).type != device.type:
             raise ValueError(
@@ -562,8 +519,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             refuse_single_photo(X)
         self._infer_format(X)
         self.backbone_ = backbone.resolve()
-        seed = draw_seed(self.random_state)
-        with seeded_global_states(seed):  # for weights=None
+        with seeded_global_states(draw_seed(self.random_state)):  # for weights=None
             body = self.backbone_.load(resolve_device(self.device or "auto"))
         self._network = ImageNetwork(self.backbone_.preparation(body), body).eval()
         if self._format.is_final:
@@ -580,25 +536,29 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         network.to(resolve_device(self.device or "auto"))
         self._network = weights_channels_last(network)
 
-    def _place_taps(self, images, y, sample_weight):
-        network = self.module_
+    def _look_at_network(self, images, y, sample_weight):
+        """Find the layers to tap, and note them."""
+        network, shape = self.module_, self._format.shape
         check_precision(self.precision, network.device)
         forget(network)  # what was written through .data into a frozen one is seen now
         check_engine(self._engine(), network.device, self._precision(), [self.pool])
-        trace = trace_network(network, self.image_shape_)
+        trace = trace_network(network, shape)
         penultimate = penultimate_tap(trace, network)
-        blank = blank_images(network, self.image_shape_)
-        placing = self.pool, network, trace, blank, penultimate
+        placing = self.pool, network, trace, blank_images(network, shape), penultimate
         if self._is_auto() and all(call.name != "auto" for call in trace.calls):
             self._taps = place_candidates(*placing)
             self._taps = tap_set(self._choose_layers(images, y, sample_weight), trace)
         else:
             self._taps = place_taps(self.layer, *placing)
-        self.layers_, self.pools_ = self._taps.layers, self._taps.pools
-        self._layer_rows = layer_rows(
-            network.body, *trace, penultimate=penultimate, learnable=False
-        )
+        rows = layer_rows(network.body, *trace, penultimate=penultimate, learnable=False)
         self._check_rows()
+        self._note(self._format, self._taps, rows)
+
+    def _note(self, image_format, taps, rows):
+        """Set what is known of the network beside itself."""
+        self._format, self._taps, self._layer_rows = image_format, taps, rows
+        self.image_shape_, self.n_features_in_ = image_format.shape, image_format.n_features
+        self.layers_, self.pools_ = taps.layers, taps.pools
 
     def _choose_layers(self, images, y, sample_weight):
         """Return those of the tapped layers whose features tell the classes apart best."""
@@ -621,7 +581,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
     def _check_rows(self):
         """Raise if only for the number of traced images there is a row an image."""
         with torch.no_grad():
-            self._features(blank_images(self.module_, self.image_shape_, N_TRACED + 1))
+            self._features(blank_images(self.module_, self._format.shape, N_TRACED + 1))
 
     def _warn_of_output(self):
         has_layers = any(row["name"] != NETWORK for row in without_containers(self._layer_rows))
@@ -638,23 +598,24 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         return self._taps.compute(self.module_, x, self._precision())
 
     def _precision(self):
-        return self.precision or (self._unfitted() or self.module_).precision
+        return self.precision or (self._pending() or self.module_).precision
 
-    def _unfitted(self):
-        """Return a classifier of equal parameters while the fitted one is not yet unpickled."""
-        return (
-            None
-            if "estimator_" in self.__dict__ or "_kept" not in self.__dict__
-            else self._kept.unfitted
-        )
+    def _pending(self):
+        """Return the `KeptNetwork` that is not unpickled yet, or None."""
+        return None if "estimator_" in vars(self) else vars(self).get("_kept")
+
+    def _classifier(self):
+        """Return the classifier, or its equal that is not fitted, or None if there is none."""
+        kept = self._pending()
+        return getattr(self, "estimator_", None) if kept is None else kept.unfitted
 
     def _verbose(self):
-        trained = self._unfitted() or getattr(self, "estimator_", None)
-        return self.verbose if self.verbose is not None or trained is None else trained.verbose
+        own = self._classifier()
+        return self.verbose if self.verbose is not None or own is None else own.verbose
 
     def _engine(self):
         """Return this extractor's engine, or else its estimator's, whose "auto" is torch."""
-        own = self._unfitted() or getattr(self, "estimator_", None)
+        own = self._classifier()
         if self.engine is not None or own is None:
             return self.engine or "auto"
         is_frozen = isinstance(self.estimator, FrozenEstimator)
@@ -666,50 +627,27 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
 
     def _recall(self, folder, images):
         """Return the features, of which those that are kept in ``folder`` are not computed."""
-        try:
-            unfitted = self._unfitted()
-            digest = digest_of_network(self.module_) if unfitted is None else self._network_digest
-            engines = self._engines(len(images))
-            kept = KeptFeatures(folder, digest, self._taps, self._precision(), engines, images)
-            if self._trains() or self._taps.multiply_adds < WORTH_A_ROW:
-                features = kept.whole(lambda: self._compute(images))
-            else:
-                features = kept.by_row(lambda rows: self._compute_rows(images, rows))
-        except Undigestible as error:
-            say(f"these features are not kept: {error}")
-            return self._compute(images)
-        if self._verbose():
-            n, n_computed = len(images), kept.n_computed
-            print_line(
-                f"{type(self).__name__}: features of {n - n_computed:,} of {n:,} images are taken "
-                f"from {folder.path}, {n_computed:,} are computed"
-            )
-        return features
+        network, engines = self._pending() or self.module_, self._engines(len(images))
+        kept = KeptFeatures(folder, network, self._taps, self._precision(), engines, images)
+        compute, iterate = partial(self._compute, images), partial(self._iterate, images)
+        name = type(self).__name__ if self._verbose() else None
+        return kept.recall(compute, iterate, is_frozen=not self._trains(), name=name)
 
-    def _compute_rows(self, images, rows):
-        """Yield batches of features, and the engine that has computed each."""
-        run = self._choose_run(len(images))
-        with closing(self._iterate(images, run, rows)) as batches:
-            for batch in batches:
-                yield batch, _engine_of(run)
-
-    def _iterate(self, images, run, rows=None):
-        name, verbose = type(self).__name__, self._verbose()
-        return iterate_outputs(self.module_, images, run, name, self.batch_size, rows, verbose)
+    def _iterate(self, images, rows=None):
+        """Return what computes, and an iterator over batches of features of these rows, or all."""
+        run, name = self._choose_run(len(images)), type(self).__name__
+        how = run, name, self.batch_size, rows, self._verbose()
+        return run, iterate_outputs(self.module_, images, *how)
 
     def _engines(self, n_images):
         """Return those whose features serve; the first is the one that computes."""
         engine = self._engine()
         if engine != "auto":
             return [engine]
-        engine = _engine_of(self._choose_run(n_images))
+        engine = engine_of(self._choose_run(n_images))
         return [engine, *{"torch", "onnxruntime"}.difference([engine])]
 
     def _choose_run(self, n_images):
         network, precision = self.module_, self._precision()
         engine, in_torch = self._engine(), self._features
         return choose_run(engine, network, self._taps, precision, n_images, in_torch)
-
-
-def _engine_of(run):
-    return getattr(run, "engine", "torch")

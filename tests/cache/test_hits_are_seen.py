@@ -8,7 +8,6 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
-from sklconv._estimators import feature_extractor
 
 X, y = load_digits(return_X_y=True)
 X, y = X[:60], y[:60]
@@ -33,7 +32,7 @@ def frozen(memory, **params):
 
 
 def test_rows(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(feature_extractor, "WORTH_A_ROW", 0)
+    monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", 0)
     extractor = frozen(tmp_path)
     extractor.transform(X[:40])
     extractor.transform(X[20:])
@@ -58,7 +57,7 @@ def test_of_a_trained_network(tmp_path, capsys):
 
 @pytest.mark.parametrize("worth_a_row", [0, np.inf])
 def test_silent_otherwise(tmp_path, capsys, monkeypatch, worth_a_row):
-    monkeypatch.setattr(feature_extractor, "WORTH_A_ROW", worth_a_row)
+    monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", worth_a_row)
     for _ in range(2):
         frozen(tmp_path, verbose=0).transform(X)
         frozen(tmp_path, verbose=None).transform(X)

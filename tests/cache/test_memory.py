@@ -61,7 +61,7 @@ def counts():
 
 @pytest.fixture
 def by_row(monkeypatch):
-    monkeypatch.setattr("sklconv._estimators.feature_extractor.WORTH_A_ROW", 0)
+    monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", 0)
 
 
 def trained(memory=None, **params):
@@ -475,7 +475,7 @@ def by_name(name):
 @pytest.mark.parametrize("make", [trained, frozen])
 @pytest.mark.parametrize("costly", [False, True])
 def test_what_only_a_reader_knows_is_not_kept(make, costly, tmp_path, monkeypatch):
-    monkeypatch.setattr("sklconv._estimators.feature_extractor.WORTH_A_ROW", 0 if costly else 1e9)
+    monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", 0 if costly else 1e9)
     names = [str(number) for number in range(len(DIGITS))]
     params = {"image_shape": (1, 8, 8), "reader": by_name}
     for some in (names[:60], names[60:]):
@@ -512,7 +512,7 @@ def test_a_reader_of_pictures_in_memory(tmp_path, by_row):
 
 @pytest.mark.parametrize("costly", [False, True])
 def test_broken_pictures_in_memory_are_bad(costly, tmp_path, monkeypatch):
-    monkeypatch.setattr("sklconv._estimators.feature_extractor.WORTH_A_ROW", 0 if costly else 1e9)
+    monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", 0 if costly else 1e9)
     pixels = np.random.default_rng(0).integers(0, 255, (80, 80), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     content = bytearray((tmp_path / "image.png").read_bytes())
@@ -576,7 +576,7 @@ def test_files_that_cant_be_read_are_tried_again(tmp_path, by_row):
 @pytest.mark.parametrize("by_image", [False, True])
 def test_damaged_entries_are_computed_anew(by_image, tmp_path, monkeypatch):
     if by_image:
-        monkeypatch.setattr("sklconv._estimators.feature_extractor.WORTH_A_ROW", 0)
+        monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", 0)
     make = frozen if by_image else trained
     extractor = make(tmp_path).fit(DIGITS, LABELS)
     wanted = extractor.transform(DIGITS)

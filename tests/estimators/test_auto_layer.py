@@ -20,7 +20,6 @@ from sklearn.utils import get_tags
 from torch import nn
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
-from sklconv._estimators import feature_extractor
 from sklconv._networks import layer_choice
 
 IMAGES, DIGITS = load_digits(n_class=4, return_X_y=True)
@@ -341,7 +340,7 @@ def test_a_search_over_ways_to_choose():
 
 @pytest.mark.parametrize("worth_a_row", [0, 1e30])
 def test_memory_keeps_each_pooling_by_itself(worth_a_row, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_extractor, "WORTH_A_ROW", worth_a_row)
+    monkeypatch.setattr("sklconv._cache.features.WORTH_A_ROW", worth_a_row)
     ways = [
         {"layer": "auto"},
         *({"layer": "stage1", "pool": p} for p in ("avg", "max", "flatten")),
