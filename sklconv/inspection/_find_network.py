@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from .._activations.tap_set import place_taps
 from .._activations.taps import penultimate_tap
@@ -105,12 +105,22 @@ class FoundNetwork:
             raise ValueError(f"one image is shown, but X holds {len(X)}: pass one of them, X[:1]")
         return X
 
-    def labelled(self, X, y):
-        """Return ``X`` with a batch axis, and ``y`` as an array of a label an image or None."""
+    def labelled(self, X, y, compared=False):
+        """Return ``X`` with a batch axis, and ``y`` as an array of a label an image or None.
+
+        Labels that are ``compared`` with predictions must not be strings where those are numbers.
+        """
         X = self.batch(X)
-        y = None if y is None else np.atleast_1d(np.asarray(y))
-        if y is not None and len(y) != len(X):
+        if y is None:
+            return X, None
+        y = column_or_1d(np.atleast_1d(np.asarray(y)), warn=True)
+        if len(y) != len(X):
             raise ValueError(f"X holds {len(X)} images, but y {len(y)} labels")
+        if compared and isinstance(y[0], str) != isinstance(self.classes[0], str):
+            raise ValueError(
+                f"y holds labels like {y.tolist()[0]!r}, but the model predicts labels like "
+                f"{self.classes.tolist()[0]!r}"
+            )
         return X, y
 
     def _obstacle(self, X):

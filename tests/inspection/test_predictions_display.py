@@ -157,3 +157,8 @@ def test_bad_input(net, fitted):
         draw(net, X, y[:3])
     with pytest.raises(IndexError, match="200 is out of bounds"):
         draw(net, X, y, which=[200])
+    for which in (3, [], [0.5], np.zeros(200, bool)):
+        with pytest.raises(
+            ValueError, match=r"(?s)which=.* is none of 'first', .* and row numbers"
+        ):
+            draw(net, X, y, which=which)
