@@ -13,6 +13,9 @@ BLUE, ORANGE = COLOURS[:2]
 # Under values, an image is drawn in greys so bright that colours show on its darkest parts.
 DARKEST = 0.4
 
+# A legend's place in constrained layout.
+ABOVE = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
+
 # Between the images of a grid, as a part of an image's width, which is that many pixels at least.
 GAP, MIN_PIXELS = 0.08, 12
 
