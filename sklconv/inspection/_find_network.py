@@ -148,8 +148,10 @@ class FoundNetwork:
         layer = "penultimate" if layer is None else layer
         return place_taps(layer, pool, network, trace, images, penultimate_tap(trace, network))
 
-    def features(self, images, taps):
+    def features(self, images, taps, name=None, verbose=0):
         """Return the features of ``images``, an `ImageSource`, from one pass in batches.
+
+        Errors and the progress bar name ``name``, or else the estimator.
 
         Returns
         -------
@@ -160,8 +162,9 @@ class FoundNetwork:
             self.network,
             images,
             lambda x: taps.compute(self.network, x, self.precision),
-            type(self.estimator).__name__,
+            name or type(self.estimator).__name__,
             size,
+            verbose,
         )
 
     def predict(self, X):

@@ -31,6 +31,7 @@ def layer_probe(
     layer: str | int | Sequence[str | int] = "auto",
     pool: str | Callable[[Any], Any] | Sequence[str | Callable[[Any], Any]] = "auto",
     cv: Any = 5,
+    verbose: int = 0,
 ) -> Bunch:
     """Cross-validated accuracy of a linear classifier on each layer of a fitted network.
 
@@ -56,6 +57,9 @@ def layer_probe(
         each map and, of layers of at most 16,384 values, all values.
     cv : int, cross-validation generator or iterable, default=5
         The folds; an int means so many stratified ones.
+    verbose : int, default=0
+        1 or more: the pass over the images shows a progress bar on stderr, with the time left;
+        see :ref:`progress`.
 
     Returns
     -------
@@ -126,7 +130,8 @@ def layer_probe(
     candidates, own = _candidates(found, layer, pool)
     rows = sample_rows(classes, np.ones(len(classes)), candidates)
     folds = _folds(cv, classes, rows)
-    blocks = candidates.split(found.features(images.take(rows), candidates))
+    features = found.features(images.take(rows), candidates, "layer_probe", verbose)
+    blocks = candidates.split(features)
     accuracies = np.array(
         [cross_validated_accuracies(block, classes[rows], folds) for block in blocks]
     )

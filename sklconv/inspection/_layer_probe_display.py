@@ -83,6 +83,7 @@ class LayerProbeDisplay:
         layer: str | int | Sequence[str | int] = "auto",
         pool: str | Callable[[Any], Any] | Sequence[str | Callable[[Any], Any]] = "auto",
         cv: Any = 5,
+        verbose: int = 0,
         ax: Any = None,
         **errorbar_kw: Any,
     ) -> Self:
@@ -90,7 +91,7 @@ class LayerProbeDisplay:
 
         Parameters
         ----------
-        estimator, X, y, layer, pool, cv
+        estimator, X, y, layer, pool, cv, verbose
             As `layer_probe` takes them.
         ax, **errorbar_kw
             As `plot` takes them.
@@ -99,7 +100,7 @@ class LayerProbeDisplay:
         -------
         display : LayerProbeDisplay
         """
-        probe = layer_probe(estimator, X, y, layer=layer, pool=pool, cv=cv)
+        probe = layer_probe(estimator, X, y, layer=layer, pool=pool, cv=cv, verbose=verbose)
         return cls(probe).plot(ax, **errorbar_kw)
 
     def plot(self, ax: Any = None, **errorbar_kw: Any) -> Self:
