@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.model_selection import StratifiedKFold, check_cv
 from sklearn.utils import Bunch
 
+from .._activations.candidates import activation_key
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import both_ways, place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, in_order, penultimate_tap
@@ -194,7 +195,11 @@ def _candidates(found, layer, pool):
             ways |= _by_way(chain(*map(both_ways, tapped)) if one == "auto" else tapped)
     own = {}
     if found.is_extractor or penultimate not in (None, NETWORK_OUTPUT):
-        own = _by_way(found.taps(trace=trace).tapped)
+        named = {activation_key(tap, trace.calls): tap for tap, _ in ways}
+        own = _by_way(
+            replace(layer, tap=named.get(activation_key(layer.tap, trace.calls), layer.tap))
+            for layer in found.taps(trace=trace).tapped
+        )
     if is_auto:
         ways |= own
     taps = in_order([tap for tap, _ in ways], trace.calls)
