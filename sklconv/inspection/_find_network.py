@@ -17,7 +17,7 @@ from .._activations.taps import penultimate_tap
 from .._estimators.classifier import ConvNetClassifier
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._images.files import ImageFiles, is_image_files, is_pil_image
-from .._images.forms import check_images
+from .._images.forms import check_images, computed
 from .._networks.building import blank_images, trace_network
 from .._networks.inference import collect_outputs, read_images
 
@@ -178,17 +178,22 @@ class FoundNetwork:
         """
         features, head = self.seen(X), self.head()
         if head is self.estimator:
-            probabilities = head.predict_proba(features)
+            probabilities = computed(head.predict_proba(features))
             return head.classes_[probabilities.argmax(1)], probabilities
         for step in (self.estimator, *self.behind[:-1]):
-            features = step.transform(features)
+            features = computed(step.transform(features))  # once, of what dask has yet to compute
         probabilities = head.predict_proba(features) if hasattr(head, "predict_proba") else None
         return head.predict(features), probabilities
 
     @property
     def classes(self):
-        """The class labels."""
-        return self.head().classes_
+        """The class labels; raise if the classifier has several outputs."""
+        head = self.head()
+        if isinstance(head.classes_, list):
+            raise TypeError(
+                f"{type(head).__name__} predicts several outputs; one class is looked at"
+            )
+        return head.classes_
 
     def head(self):
         """Return the classifier at the end; raise if there is none."""

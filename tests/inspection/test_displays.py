@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
@@ -231,6 +232,35 @@ def test_labels_are_drawn_as_they_are(digits):
     picture(
         inspection.EmbeddingDisplay(np.zeros((N, 2)), [rf"{name}\frac$" for name in many]).plot()
     )
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.takes], ids=lambda row: row.display.__name__
+)
+def test_dask_arrays_are_images_as_well(row, models, digits):
+    da = pytest.importorskip("dask.array")
+    X, y = digits
+    blocks = da.from_array(X, chunks=(50, 64))
+    for model in models["classifier"], models["search"]:
+        if model is models["search"] and row.refuses:
+            continue
+        np.testing.assert_array_equal(
+            picture(row.draw(model, blocks, y)), picture(row.draw(model, X, y))
+        )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if row.display.__name__[:4] in ("Conf", "Occl", "Pred", "Sali")],
+    ids=lambda row: row.display.__name__,
+)
+def test_heads_of_several_outputs_are_refused(row, models, digits):
+    X, y = digits
+    extractor = ConvFeatureExtractor(FrozenEstimator(models["classifier"]), layer="dense")
+    head = MultiOutputClassifier(LogisticRegression(max_iter=1000))
+    model = make_pipeline(extractor, head).fit(X, np.stack([y, y > 4], axis=1))
+    with pytest.raises(TypeError, match="MultiOutputClassifier predicts several outputs"):
+        row.draw(model, X, y)
 
 
 def test_every_display_has_its_row():
