@@ -166,8 +166,8 @@ class PredictionsDisplay:
     def _texts(self):
         texts = [str(label) for label in self.y_pred]
         if self.y_true is not None:
-            pairs = zip(self.y_true, texts, strict=True)
-            texts = [text if str(y) == text else f"{y} → {text}" for y, text in pairs]
+            rows = zip(self.y_true, self.y_pred, texts, strict=True)
+            texts = [text if y == label else f"{y} → {text}" for y, label, text in rows]
         if self.probabilities is not None:
             pairs = zip(texts, self.probabilities, strict=True)
             texts = [f"{text}  {probability:.0%}" for text, probability in pairs]
