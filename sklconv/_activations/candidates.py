@@ -32,7 +32,18 @@ def candidate_taps(trace, penultimate):
     taps = [output_tap(call.name, trace.calls) for call in found[::-1][::step][::-1]]
     if penultimate not in (None, NETWORK_OUTPUT):
         taps.append(penultimate)
-    return list(dict.fromkeys(taps))
+    distinct: dict = {}
+    for tap in taps:  # what goes into the classifier may be what a block puts out, by another name
+        distinct.setdefault(activation_key(tap, trace.calls), tap)
+    return list(distinct.values())
+
+
+def activation_key(tap, calls):
+    """Return what is equal for all `Tap`s of one activation, as of a block and its last layer."""
+    if tap.of_input or tap.of_pre_logits or not tap.module:
+        return tap
+    call = [call for call in calls if call.name == tap.module][tap.n_calls - 1]
+    return id(call.output), call.output_version
 
 
 def _hidden_calls(trace):

@@ -156,6 +156,7 @@ def _name_classes(ax, places, names):
     ax.set_xticks(
         places,
         names,
+        parse_math=False,
         rotation=45 if slanted else 0,
         ha="right" if slanted else "center",
         rotation_mode="anchor" if slanted else "default",

@@ -18,10 +18,6 @@ MAX_ROWS = 256
 
 def choose_target(found, X, target):
     """Return the class ``target``, or the predicted one for None, and its column in scores."""
-    if isinstance(found.classes, list):
-        raise TypeError(
-            f"{type(found.head()).__name__} predicts several outputs; one class is explained"
-        )
     classes = list(found.classes)
     target = found.predict(X)[0][0] if target is None else target
     if target not in classes:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._images import ImagesLike
-from ._drawing import BLUE, ORANGE, new_axes
+from ._drawing import BLUE, ORANGE, check_count, new_axes
 from ._find_network import find_network
 
 
@@ -96,7 +96,7 @@ class ConfidenceDisplay:
         Raises
         ------
         ValueError
-            If the classifier has no probabilities.
+            If the classifier has no probabilities, or y is None or not of its classes' type.
         """
         found = find_network(estimator)
         head = found.head()
@@ -106,7 +106,9 @@ class ConfidenceDisplay:
                 f"{name} has no predict_proba: a classifier with probabilities would do, such as "
                 f"LogisticRegression or CalibratedClassifierCV({name}(), ensemble=False)"
             )
-        X, y = found.labelled(X, y)
+        if y is None:
+            raise ValueError("ConfidenceDisplay compares with labels: pass y")
+        X, y = found.labelled(X, y, compared=True)
         labels, probabilities = found.predict(X)
         display = cls(probabilities.max(1), labels == y, n_classes=probabilities.shape[1])
         return display.plot(ax, bins=bins, **stairs_kw)
@@ -127,6 +129,7 @@ class ConfidenceDisplay:
         -------
         self
         """
+        check_count("ConfidenceDisplay.plot", bins=bins)
         self.ax_ = ax = new_axes(ax, (5, 3.4))
         self.figure_ = ax.figure
         edges = np.linspace(1 / self.n_classes, 1, bins + 1)

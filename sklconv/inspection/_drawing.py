@@ -1,6 +1,10 @@
 """What all Displays draw with: axes, images in a grid, colour scales that all can tell apart."""
 
+from numbers import Integral
+
 import numpy as np
+
+from .._platform.sklearn import Interval, validate_parameter_constraints
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -8,6 +12,9 @@ BLUE, ORANGE = COLOURS[:2]
 
 # Under values, an image is drawn in greys so bright that colours show on its darkest parts.
 DARKEST = 0.4
+
+# A legend's place in constrained layout.
+ABOVE = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
 
 # Between the images of a grid, as a part of an image's width, which is that many pixels at least.
 GAP, MIN_PIXELS = 0.08, 12
@@ -25,6 +32,12 @@ def import_matplotlib():
             'Displays are drawn by matplotlib: pip install "sklconv[plot]"'
         ) from None
     return plt
+
+
+def check_count(caller, least=1, **param):
+    """Raise unless the value of the parameter is an integer from ``least`` up."""
+    constraints = {name: [Interval(Integral, least, None, closed="left")] for name in param}
+    validate_parameter_constraints(constraints, param, caller)
 
 
 def new_axes(ax=None, size=None):
@@ -133,6 +146,7 @@ def grid_shape(n, n_columns=None):
         root = int(np.ceil(np.sqrt(n)))
         wide = range(root, int(1.5 * root) + 1)
         n_columns = next((columns for columns in wide if n % columns == 0), root)
+    check_count("plot", n_columns=n_columns)
     n_columns = min(n, n_columns)
     return -(-n // n_columns), n_columns
 
@@ -184,7 +198,7 @@ def draw_grid(ax, images, *, n_columns=None, labels=None, **im_kw):
             column * steps[1] + width / 2,
             row * steps[0] + room - height / 25,
             label,
-            **{"ha": "center", "va": "bottom", "size": size},
+            **{"ha": "center", "va": "bottom", "size": size, "parse_math": False},
         )
         for label, (row, column) in zip(labels or (), places, strict=True)
     ]

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils import get_tags
 
 from .._images import ImagesLike
-from ._drawing import draw_image, drawable, new_axes
+from ._drawing import check_count, draw_image, drawable, new_axes
 from ._find_network import find_network
 
 # Paul Tol's muted ones and black, which colour-blind eyes tell apart
@@ -132,6 +132,7 @@ class EmbeddingDisplay:
         ValueError
             If the reducer does not return two columns.
         """
+        check_count("EmbeddingDisplay.from_estimator", least=0, n_images=n_images)
         found = find_network(estimator)
         X, labels = found.labelled(X, y)
         taps = found.taps(layer)
@@ -216,7 +217,8 @@ class EmbeddingDisplay:
                 place = np.median(self.embedding[codes == code], axis=0)
                 halo = [withStroke(linewidth=2, foreground="white")]
                 centred = {"ha": "center", "va": "center", "zorder": 5}
-                self.ax_.text(*place, str(label), size="small", path_effects=halo, **centred)
+                style = {"size": "small", "parse_math": False, "path_effects": halo}
+                self.ax_.text(*place, str(label), **style, **centred)
             return
         handles = [
             Line2D(
@@ -229,7 +231,9 @@ class EmbeddingDisplay:
             for code, label in enumerate(classes)
         ]
         beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-        self.legend_ = self.ax_.legend(handles=handles, **beside)
+        self.legend_ = legend = self.ax_.legend(handles=handles, **beside)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _marker(group):

@@ -10,14 +10,14 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from .._activations.tap_set import place_taps
 from .._activations.taps import penultimate_tap
 from .._estimators.classifier import ConvNetClassifier
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._images.files import ImageFiles, is_image_files, is_pil_image
-from .._images.forms import check_images
+from .._images.forms import check_images, computed
 from .._networks.building import blank_images, trace_network
 from .._networks.inference import collect_outputs, read_images
 
@@ -105,12 +105,22 @@ class FoundNetwork:
             raise ValueError(f"one image is shown, but X holds {len(X)}: pass one of them, X[:1]")
         return X
 
-    def labelled(self, X, y):
-        """Return ``X`` with a batch axis, and ``y`` as an array of a label an image or None."""
+    def labelled(self, X, y, compared=False):
+        """Return ``X`` with a batch axis, and ``y`` as an array of a label an image or None.
+
+        Labels that are ``compared`` with predictions must not be strings where those are numbers.
+        """
         X = self.batch(X)
-        y = None if y is None else np.atleast_1d(np.asarray(y))
-        if y is not None and len(y) != len(X):
+        if y is None:
+            return X, None
+        y = column_or_1d(np.atleast_1d(np.asarray(y)), warn=True)
+        if len(y) != len(X):
             raise ValueError(f"X holds {len(X)} images, but y {len(y)} labels")
+        if compared and isinstance(y[0], str) != isinstance(self.classes[0], str):
+            raise ValueError(
+                f"y holds labels like {y.tolist()[0]!r}, but the model predicts labels like "
+                f"{self.classes.tolist()[0]!r}"
+            )
         return X, y
 
     def _obstacle(self, X):
@@ -138,8 +148,10 @@ class FoundNetwork:
         layer = "penultimate" if layer is None else layer
         return place_taps(layer, pool, network, trace, images, penultimate_tap(trace, network))
 
-    def features(self, images, taps):
+    def features(self, images, taps, name=None, verbose=0):
         """Return the features of ``images``, an `ImageSource`, from one pass in batches.
+
+        Errors and the progress bar name ``name``, or else the estimator.
 
         Returns
         -------
@@ -150,8 +162,9 @@ class FoundNetwork:
             self.network,
             images,
             lambda x: taps.compute(self.network, x, self.precision),
-            type(self.estimator).__name__,
+            name or type(self.estimator).__name__,
             size,
+            verbose,
         )
 
     def predict(self, X):
@@ -165,17 +178,22 @@ class FoundNetwork:
         """
         features, head = self.seen(X), self.head()
         if head is self.estimator:
-            probabilities = head.predict_proba(features)
+            probabilities = computed(head.predict_proba(features))
             return head.classes_[probabilities.argmax(1)], probabilities
         for step in (self.estimator, *self.behind[:-1]):
-            features = step.transform(features)
+            features = computed(step.transform(features))  # once, of what dask has yet to compute
         probabilities = head.predict_proba(features) if hasattr(head, "predict_proba") else None
         return head.predict(features), probabilities
 
     @property
     def classes(self):
-        """The class labels."""
-        return self.head().classes_
+        """The class labels; raise if the classifier has several outputs."""
+        head = self.head()
+        if isinstance(head.classes_, list):
+            raise TypeError(
+                f"{type(head).__name__} predicts several outputs; one class is looked at"
+            )
+        return head.classes_
 
     def head(self):
         """Return the classifier at the end; raise if there is none."""

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from sklearn.model_selection import StratifiedKFold, check_cv
 from sklearn.utils import Bunch
 
+from .._activations.candidates import activation_key
 from .._activations.pooling import POOLINGS
 from .._activations.tap_set import both_ways, place_candidates, place_taps, tap_set
 from .._activations.taps import NETWORK_OUTPUT, in_order, penultimate_tap
@@ -31,6 +32,7 @@ def layer_probe(
     layer: str | int | Sequence[str | int] = "auto",
     pool: str | Callable[[Any], Any] | Sequence[str | Callable[[Any], Any]] = "auto",
     cv: Any = 5,
+    verbose: int = 0,
 ) -> Bunch:
     """Cross-validated accuracy of a linear classifier on each layer of a fitted network.
 
@@ -56,6 +58,9 @@ def layer_probe(
         each map and, of layers of at most 16,384 values, all values.
     cv : int, cross-validation generator or iterable, default=5
         The folds; an int means so many stratified ones.
+    verbose : int, default=0
+        1 or more: the pass over the images shows a progress bar on stderr, with the time left;
+        see :ref:`progress`.
 
     Returns
     -------
@@ -126,7 +131,8 @@ def layer_probe(
     candidates, own = _candidates(found, layer, pool)
     rows = sample_rows(classes, np.ones(len(classes)), candidates)
     folds = _folds(cv, classes, rows)
-    blocks = candidates.split(found.features(images.take(rows), candidates))
+    features = found.features(images.take(rows), candidates, "layer_probe", verbose)
+    blocks = candidates.split(features)
     accuracies = np.array(
         [cross_validated_accuracies(block, classes[rows], folds) for block in blocks]
     )
@@ -189,7 +195,11 @@ def _candidates(found, layer, pool):
             ways |= _by_way(chain(*map(both_ways, tapped)) if one == "auto" else tapped)
     own = {}
     if found.is_extractor or penultimate not in (None, NETWORK_OUTPUT):
-        own = _by_way(found.taps(trace=trace).tapped)
+        named = {activation_key(tap, trace.calls): tap for tap, _ in ways}
+        own = _by_way(
+            replace(layer, tap=named.get(activation_key(layer.tap, trace.calls), layer.tap))
+            for layer in found.taps(trace=trace).tapped
+        )
     if is_auto:
         ways |= own
     taps = in_order([tap for tap, _ in ways], trace.calls)

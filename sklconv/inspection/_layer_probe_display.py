@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._images import ImagesLike
-from ._drawing import COLOURS, FONT_SIZE, LINE, MIN_FONT_SIZE, new_axes
+from ._drawing import ABOVE, COLOURS, FONT_SIZE, LINE, MIN_FONT_SIZE, new_axes
 from ._layer_probe import layer_probe
 
 # How poolings are called, in the order of their colours; callables follow by their names.
@@ -83,6 +83,7 @@ class LayerProbeDisplay:
         layer: str | int | Sequence[str | int] = "auto",
         pool: str | Callable[[Any], Any] | Sequence[str | Callable[[Any], Any]] = "auto",
         cv: Any = 5,
+        verbose: int = 0,
         ax: Any = None,
         **errorbar_kw: Any,
     ) -> Self:
@@ -90,7 +91,7 @@ class LayerProbeDisplay:
 
         Parameters
         ----------
-        estimator, X, y, layer, pool, cv
+        estimator, X, y, layer, pool, cv, verbose
             As `layer_probe` takes them.
         ax, **errorbar_kw
             As `plot` takes them.
@@ -99,7 +100,7 @@ class LayerProbeDisplay:
         -------
         display : LayerProbeDisplay
         """
-        probe = layer_probe(estimator, X, y, layer=layer, pool=pool, cv=cv)
+        probe = layer_probe(estimator, X, y, layer=layer, pool=pool, cv=cv, verbose=verbose)
         return cls(probe).plot(ax, **errorbar_kw)
 
     def plot(self, ax: Any = None, **errorbar_kw: Any) -> Self:
@@ -118,8 +119,7 @@ class LayerProbeDisplay:
         """
         layers = list(dict.fromkeys(self.probe["layers"]))
         # Above the axes, unless these are of a figure that may have no room there.
-        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
-        place = above if ax is None else {"framealpha": 0.9, "fontsize": "small"}
+        place = ABOVE if ax is None else {"framealpha": 0.9, "fontsize": "small"}
         self.ax_ = ax = new_axes(ax, (WIDTH, AROUND + ROW * len(layers)))
         self.figure_ = ax.figure
         heights = self._draw_poolings(layers, errorbar_kw)

@@ -200,7 +200,7 @@ class OcclusionDisplay:
         drawn = draw_over(ax, self.image, self.heatmap, label, **im_kw)
         self.ax_, self.image_, self.im_, self.colorbar_ = drawn
         self.figure_ = self.ax_.figure
-        self.ax_.set_title(f"class {self.target}")
+        self.ax_.set_title(f"class {self.target}", parse_math=False)
         return self
 
     @property

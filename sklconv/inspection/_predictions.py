@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 
 from .._images import ImagesLike
 from .._platform.sklearn import safe_indexing
-from ._drawing import BLUE, ORANGE, draw_grid, drawable, grid_size, new_axes
+from ._drawing import BLUE, ORANGE, check_count, draw_grid, drawable, grid_size, new_axes
 from ._find_network import find_network
 
 # Longer texts take two lines.
@@ -119,16 +119,16 @@ class PredictionsDisplay:
         -------
         display : PredictionsDisplay
         """
+        check_count("PredictionsDisplay.from_estimator", n_images=n_images)
         found = find_network(estimator)
-        X = found.batch(X)
-        y = None if y is None else np.atleast_1d(np.asarray(y))
-        rows, predicted = _choose(found, X, y, which, n_images, random_state)
+        X, truth = found.labelled(X, y, compared=True)
+        rows, predicted = _choose(found, X, truth, which, n_images, random_state)
         X = safe_indexing(X, rows)
         labels, probabilities = predicted or found.predict(X)
         display = cls(
             found.pictures(X)[:],
             labels,
-            y_true=None if y is None else y[rows],
+            y_true=None if truth is None else truth[rows],
             probabilities=_of_labels(probabilities, labels, found.classes),
         )
         return display.plot(ax, n_columns=n_columns, **im_kw)
@@ -166,8 +166,8 @@ class PredictionsDisplay:
     def _texts(self):
         texts = [str(label) for label in self.y_pred]
         if self.y_true is not None:
-            pairs = zip(self.y_true, texts, strict=True)
-            texts = [text if str(y) == text else f"{y} → {text}" for y, text in pairs]
+            rows = zip(self.y_true, self.y_pred, texts, strict=True)
+            texts = [text if y == label else f"{y} → {text}" for y, label, text in rows]
         if self.probabilities is not None:
             pairs = zip(texts, self.probabilities, strict=True)
             texts = [f"{text}  {probability:.0%}" for text, probability in pairs]
@@ -179,18 +179,16 @@ class PredictionsDisplay:
 def _choose(found, X, y, which, n_images, random_state):
     """Return the rows to draw and, if all were predicted, their labels and probabilities."""
     n = len(X)
-    if y is not None and len(y) != n:
-        raise ValueError(f"X holds {n} images, but y {len(y)} labels")
-    if not isinstance(which, str):
+    if not isinstance(which, str) and _are_rows(np.asarray(which)):
         return np.arange(n)[np.asarray(which)], None
+    if not isinstance(which, str) or which not in ("first", "random", "worst", "wrong"):
+        raise ValueError(
+            f"which={which!r} is none of 'first', 'random', 'worst', 'wrong' and row numbers"
+        )
     if which == "first":
         return np.arange(min(n, n_images)), None
     if which == "random":
         return check_random_state(random_state).permutation(n)[:n_images], None
-    if which not in ("worst", "wrong"):
-        raise ValueError(
-            f"which={which!r} is none of 'first', 'random', 'worst', 'wrong' and row numbers"
-        )
     if y is None:
         raise ValueError(f"which={which!r} compares with labels: pass y")
     labels, probabilities = found.predict(X)
@@ -201,6 +199,12 @@ def _choose(found, X, y, which, n_images, random_state):
     else:
         rows = np.argsort(_true_probabilities(found, y, probabilities), kind="stable")[:n_images]
     return rows, (labels[rows], None if probabilities is None else probabilities[rows])
+
+
+def _are_rows(which):
+    """Whether these are numbers of rows, or a mask, of at least one."""
+    n_rows = which.sum() if which.dtype == bool else which.size
+    return which.ndim == 1 and which.dtype.kind in "iub" and n_rows > 0
 
 
 def _true_probabilities(found, y, probabilities):

@@ -185,7 +185,8 @@ class SaliencyDisplay:
         self.ax_, self.image_, self.im_, self.colorbar_ = drawn
         self.figure_ = self.ax_.figure
         titles = [f"class {self.target}"] * (self.target is not None)
-        self.ax_.set_title(", ".join([*titles, *([self.layer] if self.layer else [])]))
+        titles += [self.layer] if self.layer else []
+        self.ax_.set_title(", ".join(titles), parse_math=False)
         return self
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from .._platform.sklearn import StrOptions, validate_parameter_constraints
-from ._drawing import COLOURS, import_matplotlib, new_row_of_axes
+from ._drawing import ABOVE, COLOURS, import_matplotlib, new_row_of_axes
 from ._find_network import find_network
 
 METRICS = ("loss", "accuracy")
@@ -153,6 +153,9 @@ class TrainingHistoryDisplay:
                 kw = {"color": colour, "linestyle": STYLES[part], "label": label, **line_kw}
                 self.lines_ += axes.plot(*self._curve(part, drawn, scale), **kw)
             _finish(axes, drawn, scale)
+            # Above the axes, unless these are of a figure that may have no room there.
+            n_columns = len(splits) if name is None else 1
+            axes.legend(**({"ncols": n_columns, **ABOVE} if ax is None else {}))
         return self
 
     def _splits(self, split):
@@ -187,4 +190,3 @@ def _finish(ax, metric, scale):
     shown = "error" if (metric, scale) == ("accuracy", "log") else metric
     ax.set(xlabel="Epoch", ylabel=shown.capitalize(), yscale=scale)
     ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    ax.legend()

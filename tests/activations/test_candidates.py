@@ -91,6 +91,22 @@ def test_of_deep_networks_blocks_are_the_candidates_and_of_very_deep_ones_stages
     ]  # fmt: skip
 
 
+class HiddenInABlock(nn.Module):
+    def __init__(self, inplace=False):
+        super().__init__()
+        self.conv, self.output = nn.Conv2d(1, 4, 3), nn.Linear(9, 3)
+        self.dense = nn.Sequential(nn.Linear(4, 9), nn.ReLU(inplace))
+
+    def forward(self, x):
+        return self.output(self.dense(self.conv(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_one_activation_has_one_name(inplace):
+    # What goes into the classifier is what both the block and its last layer put out.
+    assert candidates_of(HiddenInABlock(inplace)) == ["conv", "dense"]
+
+
 def test_there_are_never_too_many():
     body = nn.Sequential(*[nn.Linear(64, 64) for _ in range(100)])
     found = candidates_of(nn.Sequential(nn.Flatten(), *body))

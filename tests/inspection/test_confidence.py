@@ -74,5 +74,7 @@ def test_heads_without_probabilities_are_told_what_would_do(digits):
     calibrated = make_pipeline(extractor, CalibratedClassifierCV(LinearSVC(), ensemble=False))
     display = ConfidenceDisplay.from_estimator(calibrated.fit(X, y), X, y)
     assert len(display.confidences) == len(X)
+    with pytest.raises(ValueError, match="compares with labels: pass y"):
+        ConfidenceDisplay.from_estimator(calibrated, X, None)
     with pytest.raises(ValueError, match="X holds 300 images, but y 2 labels"):
         ConfidenceDisplay.from_estimator(calibrated, X, y[:2])

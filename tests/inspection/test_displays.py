@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import SVC
@@ -61,6 +62,9 @@ ROWS = [
     Row(inspection.TrainingHistoryDisplay),
 ]
 
+SIGNATURES = {
+    row.display: inspect.signature(row.display.from_estimator).parameters for row in ROWS
+}
 MODELS = ["classifier", "pipeline", "search", "frozen"]
 
 
@@ -181,6 +185,82 @@ def test_one_image_in_every_form(row, models, digits):
         row.display.from_estimator(models["classifier"], X[:2], **row.params)
     with pytest.raises(ValueError, match=r"X of shape \(9, 9\) holds no images of shape"):
         row.display.from_estimator(models["classifier"], np.zeros((9, 9)), **row.params)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if "y" in SIGNATURES[row.display]],
+    ids=lambda row: row.display.__name__,
+)
+def test_labels_in_several_columns_are_refused(row, models, digits):
+    X, y = digits
+    with pytest.raises(ValueError, match="1d array"):
+        row.display.from_estimator(models["classifier"], X, np.stack([y, y], axis=1))
+
+
+@pytest.mark.parametrize("name", ["ConfidenceDisplay", "PredictionsDisplay"])
+def test_labels_that_no_prediction_can_equal_are_refused(name, models, digits):
+    X, y = digits
+    draw = getattr(inspection, name).from_estimator
+    with pytest.raises(ValueError, match=r"y holds labels like '0', but the model predicts .* 0"):
+        draw(models["classifier"], X, y.astype(str))
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("PredictionsDisplay", {"n_images": 0}),
+        ("PredictionsDisplay", {"n_columns": 0}),
+        ("PredictionsDisplay", {"n_columns": 1.5}),
+        ("ConfidenceDisplay", {"bins": 0}),
+        ("EmbeddingDisplay", {"n_images": -1}),
+    ],
+)
+def test_numbers_that_count_nothing_are_refused(name, params, models, digits):
+    (param,) = params
+    with pytest.raises(ValueError, match=f"The {param!r} parameter of .* must be an int in"):
+        getattr(inspection, name).from_estimator(models["classifier"], *digits, **params)
+
+
+def test_labels_are_drawn_as_they_are(digits):
+    X, y = digits
+    names = np.array([rf"${{digit}}\frac$ <{i}>" for i in range(10)])[y]
+    model = ConvNetClassifier(max_epochs=1, random_state=0).fit(X, names)
+    for row in ROWS:
+        picture(row.draw(model, X, names))  # else matplotlib fails to parse them as mathematics
+    many = np.array([f"${i}" for i in range(30)])[np.arange(N) % 30]
+    picture(
+        inspection.EmbeddingDisplay(np.zeros((N, 2)), [rf"{name}\frac$" for name in many]).plot()
+    )
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.takes], ids=lambda row: row.display.__name__
+)
+def test_dask_arrays_are_images_as_well(row, models, digits):
+    da = pytest.importorskip("dask.array")
+    X, y = digits
+    blocks = da.from_array(X, chunks=(50, 64))
+    for model in models["classifier"], models["search"]:
+        if model is models["search"] and row.refuses:
+            continue
+        np.testing.assert_array_equal(
+            picture(row.draw(model, blocks, y)), picture(row.draw(model, X, y))
+        )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if row.display.__name__[:4] in ("Conf", "Occl", "Pred", "Sali")],
+    ids=lambda row: row.display.__name__,
+)
+def test_heads_of_several_outputs_are_refused(row, models, digits):
+    X, y = digits
+    extractor = ConvFeatureExtractor(FrozenEstimator(models["classifier"]), layer="dense")
+    head = MultiOutputClassifier(LogisticRegression(max_iter=1000))
+    model = make_pipeline(extractor, head).fit(X, np.stack([y, y > 4], axis=1))
+    with pytest.raises(TypeError, match="MultiOutputClassifier predicts several outputs"):
+        row.draw(model, X, y)
 
 
 def test_every_display_has_its_row():

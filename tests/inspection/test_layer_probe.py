@@ -277,6 +277,17 @@ def test_the_same_call_gives_the_same_bits():
     assert_array_equal(one.accuracies, other.accuracies)
 
 
+@pytest.mark.parametrize("pool", ["avg", "flatten"])
+@pytest.mark.parametrize("layer", ["stem.1", ["stage", "stem.1"], "penultimate"])
+def test_the_models_own_layers_have_one_name(layer, pool):
+    fitted = ConvFeatureExtractor(Stages(), layer=layer, pool=pool).fit(X)
+    probe = layer_probe(fitted, X, y, cv=2)
+    assert ways(probe) == ways(layer_probe(extractor(), X, y, cv=2))
+    own = [way for way, is_own in zip(ways(probe), probe.own, strict=True) if is_own]
+    names = {"stem.1": ["stem"], "penultimate": ["dense"]}.get(str(layer), ["stem", "stage"])
+    assert [name for name, _ in own] == names
+
+
 # Refusals ---------------------------------------------------------------------------------------
 
 

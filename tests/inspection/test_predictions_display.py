@@ -144,6 +144,13 @@ def test_long_names_take_two_lines():
     assert texts(display) == ["hamster →\nguinea pig", "guinea pig →\nhamster"]
 
 
+def test_equal_labels_of_other_types_are_right():
+    display = PredictionsDisplay(
+        np.zeros((2, 1, 4, 4)), np.array([3, 5]), y_true=np.array([3.0, 4])
+    )
+    assert texts(display.plot()) == ["3", "4.0 → 5"]
+
+
 def test_bad_input(net, fitted):
     X, y, labels, _ = fitted
     draw = PredictionsDisplay.from_estimator
@@ -157,3 +164,8 @@ def test_bad_input(net, fitted):
         draw(net, X, y[:3])
     with pytest.raises(IndexError, match="200 is out of bounds"):
         draw(net, X, y, which=[200])
+    for which in (3, [], [0.5], np.zeros(200, bool)):
+        with pytest.raises(
+            ValueError, match=r"(?s)which=.* is none of 'first', .* and row numbers"
+        ):
+            draw(net, X, y, which=which)

@@ -56,6 +56,28 @@ def test_loss_and_accuracy_of_both_parts(net):
     assert all(float(tick).is_integer() for tick in display.axes_[0].get_xticks())
 
 
+def test_the_legend_of_a_figure_of_its_own_touches_no_curve():
+    epochs = np.arange(1, 51)
+    curves = {
+        "train_loss": 2 * np.exp(-epochs / 15),
+        "valid_loss": 2 * np.exp(-epochs / 5) + 0.6 + 0.03 * epochs,
+        "train_accuracy": 1 - 0.7 * np.exp(-epochs / 15),
+        "valid_accuracy": 0.75 - 0.4 * np.exp(-epochs / 4),
+    }
+    history = [
+        {"epoch": epoch, **{name: curve[epoch - 1] for name, curve in curves.items()}}
+        for epoch in epochs.tolist()
+    ]
+    for name in (None, "convolutional network"):
+        display = TrainingHistoryDisplay(history, name=name).plot()
+        display.figure_.canvas.draw()
+        boxes = [ax.get_legend().get_window_extent() for ax in display.axes_]
+        assert not boxes[0].overlaps(boxes[1])
+        for ax, box in zip(display.axes_, boxes, strict=True):
+            assert not box.overlaps(ax.get_window_extent())
+            assert box.y1 <= display.figure_.bbox.y1
+
+
 def test_the_error_on_a_logarithmic_axis(net):
     display = TrainingHistoryDisplay.from_estimator(net, metric="accuracy", scale="log")
     (ax,) = display.axes_

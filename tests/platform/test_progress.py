@@ -17,6 +17,7 @@ from torch import nn
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, _progress
 from sklconv._progress import print_line, progress
 from sklconv.datasets import load_images
+from sklconv.inspection import layer_probe
 from sklconv.layers import Conv, Dense, MaxPool
 
 X, y = load_digits(return_X_y=True)
@@ -294,6 +295,14 @@ def test_a_notebook_has_tqdms_own_bar_there_and_none_is_left_in_red(notebook, mo
 
 
 # What shows progress --------------------------------------------------------------------------
+
+
+def test_layer_probe_counts_the_images_that_it_looks_at(bars):
+    net = small(max_epochs=1, verbose=0).fit(X, y)
+    layer_probe(net, X, y, cv=2)
+    assert bars == []
+    layer_probe(net, X, y, cv=2, verbose=1)
+    assert [(bar.desc, bar.n, bar.total) for bar in bars] == [("layer_probe", len(X), len(X))]
 
 
 def test_the_bar_of_a_fit_counts_the_images_of_all_epochs(bars):
