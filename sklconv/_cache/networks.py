@@ -99,10 +99,12 @@ class KeptNetwork:
 
     def get(self):
         """Return the classifier, or None if it can't be unpickled."""
+        content = self._content  # before the question, for another thread may be about to drop it
         if self._fitted is None:
-            fitted = self._folder.unpickled(self._name, self._content)
+            fitted = self._folder.unpickled(self._name, content)
             if fitted is not None:
                 self._fitted = fitted.set_params(**self.unfitted.get_params(deep=False))
+                self._content = None  # else the weights would be in memory twice
         return self._fitted
 
 

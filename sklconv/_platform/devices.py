@@ -104,7 +104,7 @@ LARGEST_BLOCK = 32 * 2**20
 
 
 @contextmanager
-def keeping_freed_memory(n_bytes=2**30):
+def step_memory_kept(n_bytes=2**30):
     """Have glibc keep all freed blocks of up to 32 MB, ``n_bytes`` at most, within the context.
 
     The activations of a training step are freed together, and the next step needs as many.

@@ -19,7 +19,7 @@ from skorch.utils import TeeGenerator
 
 from .._images.batches import ImageSet, SkorchBatches, augmented, training_batches
 from .._images.sources import slices
-from .._platform.devices import keeping_freed_memory
+from .._platform.devices import step_memory_kept
 from .optimizers import OPTIMIZERS, lean_step, optimizer_settings
 from .pieces import backward_in_pieces, cut_in_pieces
 from .state import TrainingState, set_values, values_of
@@ -96,7 +96,7 @@ class LeanNet(NeuralNetClassifier):
         everything = {"X": datasets["dataset_train"].X, "y": datasets["dataset_train"].y}
         self.notify("on_train_begin", **everything)
         try:
-            with keeping_freed_memory(), self._losses_to_weigh(training):
+            with step_memory_kept(), self._losses_to_weigh(training):
                 self._train_epochs(training, state, datasets)
         except KeyboardInterrupt:
             self.notify("on_train_end", **everything)

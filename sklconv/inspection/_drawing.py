@@ -164,7 +164,7 @@ def grid_size(n, image_shape, n_columns=None, *, side=0.7, n_lines=0, margins=(0
 
 
 def draw_grid(ax, images, *, n_columns=None, labels=None, **im_kw):
-    """Draw images side by side as one, which is a hundred times faster than an artist each.
+    """Draw images side by side as one, which takes a fraction of the time of an artist each.
 
     Parameters
     ----------
