@@ -161,8 +161,9 @@ def frozen(options):
                 model = make_pipeline(extractor, LogisticRegression(max_iter=50))
                 seconds.append(timed(GridSearchCV(model, grid, cv=FOLDS), X, y).seconds)
             n_passes, label = PASSED[False] / len(X) / 10, "with" if has_memory else "without"
-            bound = "1, and some to trace" if has_memory else "10"
-            show(f"{label} memory, {seconds[-1]:.1f} s: passes of an image", n_passes, bound)
+            bound = "at most 1" if has_memory else "5"
+            what = "passes of an image, a layer and pooling"
+            show(f"{label} memory, {seconds[-1]:.1f} s: {what}", n_passes, bound)
         ratios.append(seconds[0] / seconds[1])
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     show("time without memory to that with it", statistics.median(ratios), f"4 or more; {spread}")

@@ -23,6 +23,8 @@ from .tracing import trace_layers
 # As many values of an image "auto" takes as they are, where they serve better than their means.
 MAX_FLATTENED = 2**14
 
+OTHER: dict[str | Callable, str] = {"avg": "max", "max": "avg"}
+
 
 @dataclass(frozen=True)
 class TappedLayer:
@@ -32,6 +34,11 @@ class TappedLayer:
     reading: Reading
     pool: str | Callable
     n_features: int
+
+    @property
+    def is_either(self):
+        """Whether it is asked for the means or for the maxima of several values."""
+        return len(self.reading.shape) > 1 and self.pool in tuple(OTHER)
 
     def pooled(self, activation, n):
         """Return one vector for each of ``n`` images."""
@@ -66,6 +73,13 @@ class TapSet:
     @property
     def n_features(self):
         return sum(layer.n_features for layer in self.tapped)
+
+    def with_other_pooling(self):
+        """Return a `TapSet` that goes on with the maxima of what is averaged, and vice versa."""
+        others = [
+            replace(layer, pool=OTHER[layer.pool]) for layer in self.tapped if layer.is_either
+        ]
+        return replace(self, tapped=(*dict.fromkeys((*self.tapped, *others)),))
 
     def names(self):
         """Return the names of all features."""

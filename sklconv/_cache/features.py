@@ -36,6 +36,8 @@ class KeptFeatures:
 
     def __init__(self, folder, network, tap_set, precision, engines, images):
         self.folder, self.network, self.tap_set = folder, network, tap_set
+        # A search over poolings asks for both, and a pass costs far more than a row.
+        self.kept = tap_set.with_other_pooling()
         self.precision, self.engines, self.images = precision, engines, images
 
     def recall(self, compute, iterate, is_frozen, name):
@@ -46,8 +48,8 @@ class KeptFeatures:
         compute : callable
             Returns those of all images.
         iterate : callable
-            Takes rows, an array of int; returns what computes, as `choose_run` does, and an
-            iterator over batches of their features.
+            Takes rows, an array of int, and a `TapSet`; returns what computes, as `choose_run`
+            does, and an iterator over batches of their features.
         is_frozen : bool
             Whether the network may meet some of these images again, in other calls.
         name : str or None
@@ -55,7 +57,7 @@ class KeptFeatures:
         """
         by_row = is_frozen and self.tap_set.multiply_adds >= WORTH_A_ROW
         try:
-            self.bases = self._bases()
+            self.bases = self._bases(self.kept if by_row else self.tap_set)
             features = self._by_row(iterate) if by_row else self._whole(compute)
         except Undigestible as error:
             say(f"these features are not kept: {error}")
@@ -68,10 +70,10 @@ class KeptFeatures:
             )
         return features
 
-    def _bases(self):
+    def _bases(self, tap_set):
         """Return for each layer, for each engine, a digest of all but the images."""
         base = digest_of((digest_of_network(self.network), self.precision, versions()))
-        layers = [(base, vars(layer.tap), layer.pool) for layer in self.tap_set.tapped]
+        layers = [(base, vars(layer.tap), layer.pool) for layer in tap_set.tapped]
         return [[digest_of((*of, engine)).encode() for engine in self.engines] for of in layers]
 
     def _whole(self, compute):
@@ -102,11 +104,11 @@ class KeptFeatures:
         self.n_computed, start = len(missing), 0
         if not len(missing):
             return features
-        run, batches = iterate(missing)
+        run, batches = iterate(missing, self.kept)
         with closing(batches):
             for batch in batches:
                 rows = missing[start : start + len(batch)]
-                features[rows] = batch
+                features[rows] = batch[:, : features.shape[1]]
                 for row, _, _ in self.images.bad or ():
                     digests[row] = None  # it may be read another time
                 known = [digests[row] for row in rows]
@@ -125,7 +127,7 @@ class KeptFeatures:
         """Fill in the rows that are kept; return the numbers of the others."""
         missing = np.zeros(len(digests), bool)
         for cut in slices(len(digests), LOOKED_UP):
-            keys = self._keys(digests[cut])
+            keys = self._keys(digests[cut])[: len(self.tap_set.tapped)]
             found = table.read([key for several in keys for of_row in several for key in of_row])
             for columns, several in zip(self.tap_set.split(features[cut]), keys, strict=True):
                 for row, of_row in enumerate(several):
@@ -139,7 +141,7 @@ class KeptFeatures:
     def _write(self, table, digests, features, engine):
         rows, which = {}, self.engines.index(engine)
         keys = self._keys(digests)
-        for columns, several in zip(self.tap_set.split(features), keys, strict=True):
+        for columns, several in zip(self.kept.split(features), keys, strict=True):
             for row, of_row in zip(columns, several, strict=True):
                 if of_row:
                     rows[of_row[which]] = row.tobytes()

@@ -13,6 +13,7 @@ from .._images.forms import check_images, holds_files
 from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
 from .._platform.digests import CODE, Undigestible, digest_of
+from .._platform.stamps import digest_once
 from .._pretrained.backbones import Backbone
 from .._progress import print_line
 from .folder import circumstances, say
@@ -149,7 +150,7 @@ def digest_of_network(network):
     """
     if isinstance(network, KeptNetwork):
         return network.digest
-    return digest_of((network.prepare, network.body, str(network.device)))
+    return digest_of((network.prepare, digest_once(network.body), str(network.device)))
 
 
 # Files of networks that this process has unpickled.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .._platform.digests import Undigestible, digest_of
+from .._platform.stamps import Stamp, digest_once
 from .graph import PIXELS, Graph, NotExportable, by_either_exporter, first_line, with_front
 
 # Of a layer's largest value: as far as its results may be from torch's.
@@ -61,14 +62,16 @@ class _Registry:
         known = self.known.get(network)
         if known is None or not known.stamp.still_holds():
             with self.lock:
-                stamp = _Stamp(network)
+                stamp = Stamp(network)
                 known = self.known[network] = _Known(stamp, self._sessions_of(network))
                 self.last.append(known.sessions)
         return known
 
     def _sessions_of(self, network):
         try:
-            return self.shared.setdefault(digest_of((network.prepare, network.body)), _Sessions())
+            return self.shared.setdefault(
+                digest_of((network.prepare, digest_once(network.body))), _Sessions()
+            )
         except Undigestible:
             return _Sessions()
 
@@ -156,7 +159,7 @@ class SessionRun:
                 few = x[torch.arange(max(TRIED)) % len(x)]
                 session = self._tried(known, key, few) or self._made(known, key, few)
                 known.tried.add(key)
-                known.stamp = _Stamp(self.network)  # a pass may have changed its buffers
+                known.stamp = Stamp(self.network)  # a pass may have changed its buffers
         return session
 
     def _tried(self, known, key, images):
@@ -255,38 +258,6 @@ def _compare(came, wanted):
             f"for {len(came)} images its graph differs from torch by {difference:.3g}, where the "
             f"largest value is {largest:.3g}"
         )
-
-
-class _Stamp:
-    """The layers and weights of a module as they are now.
-
-    It no longer holds where they are replaced, or weights written into but through ``.data``.
-    """
-
-    def __init__(self, module):
-        self.slots = [
-            slots
-            for part in module.modules()
-            for slots in (part._parameters, part._buffers, part._modules)
-        ]
-        self.held = [
-            (slots, name, value, _version(value))
-            for slots in self.slots
-            for name, value in slots.items()
-        ]
-
-    def still_holds(self):
-        # By identity: what is kept here can't have given its id to another object.
-        for slots, name, value, version in self.held:
-            if slots.get(name) is not value or (version is not None and value._version != version):
-                return False
-        return sum(map(len, self.slots)) == len(self.held)
-
-
-def _version(value):
-    if isinstance(value, torch.Tensor) and not value.is_inference():
-        return value._version
-    return None
 
 
 @contextmanager

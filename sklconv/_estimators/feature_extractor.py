@@ -44,6 +44,7 @@ from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
 from .._networks.table import NETWORK, as_table, format_scores, layer_rows, without_containers
 from .._platform.devices import check_precision, resolve_device
+from .._platform.digests import digest_of
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
@@ -57,6 +58,7 @@ from .._platform.sklearn import (
     fit_context,
     has_callbacks,
 )
+from .._platform.stamps import once, remembered
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
 from .._progress import print_line
@@ -69,6 +71,12 @@ from .undo import undone_if_it_fails
 
 # Parameters that, unless they are None, take the place of those of a classifier to train.
 OVERRIDE = "image_shape", "data_format", "reader", "device", "precision", "random_state", "verbose"
+
+
+def _in_eval_mode(prepare, body):
+    network = ImageNetwork(prepare, body)
+    prepare.to(network.device)
+    return network.eval()
 
 
 class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEstimator):
@@ -452,7 +460,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         if isinstance(self.estimator, Backbone):
             self._take_backbone(images, self.estimator)
         elif isinstance(self.estimator, torch.nn.Module):
-            self._take_module(images)
+            self._take_module(images, self.estimator)
         elif isinstance(self.estimator, FrozenEstimator):
             self._take_frozen(images, self.estimator.estimator)
 
@@ -521,27 +529,38 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         self.backbone_ = backbone.resolve()
         with seeded_global_states(draw_seed(self.random_state)):  # for weights=None
             body = self.backbone_.load(resolve_device(self.device or "auto"))
-        self._network = ImageNetwork(self.backbone_.preparation(body), body).eval()
+        prepare = self.backbone_.preparation(body)
         if self._format.is_final:
-            self._network.prepare.leave_size()
-        self._network.prepare.to(self._network.device)
+            prepare.leave_size()
+        self._network = _in_eval_mode(prepare, body)
 
     def _infer_format(self, X):
         files = file_options(self.estimator, X, self.reader, self.on_bad_image)
         self._format = ImageFormat.infer(X, self.image_shape, self.data_format or "auto", files)
 
-    def _take_module(self, X):
+    def _take_module(self, X, module):
         self._infer_format(X)
-        network = ImageNetwork(PreparePixels(), copy.deepcopy(self.estimator)).eval()
-        network.to(resolve_device(self.device or "auto"))
-        self._network = weights_channels_last(network)
+        body = copy.deepcopy(module).to(resolve_device(self.device or "auto"))
+        self._network = _in_eval_mode(PreparePixels(), remembered(weights_channels_last(body)))
 
     def _look_at_network(self, images, y, sample_weight):
         """Find the layers to tap, and note them."""
-        network, shape = self.module_, self._format.shape
+        network = self.module_
         check_precision(self.precision, network.device)
         forget(network)  # what was written through .data into a frozen one is seen now
         check_engine(self._engine(), network.device, self._precision(), [self.pool])
+        look = partial(self._find_taps, network, images, y, sample_weight)
+        if self._is_auto() or callable(self.pool):
+            taps, rows, network.risks = look()
+        else:
+            asked_for = self.layer, self.pool, self._precision(), self._format.shape
+            key = digest_of((network.prepare, asked_for))
+            taps, rows, network.risks = once(network.body, key, look)
+        self._note(self._format, taps, [dict(row) for row in rows])
+
+    def _find_taps(self, network, images, y, sample_weight):
+        """Return the taps, the rows of the layer table and the network's risks."""
+        shape = self._format.shape
         trace = trace_network(network, shape)
         penultimate = penultimate_tap(trace, network)
         placing = self.pool, network, trace, blank_images(network, shape), penultimate
@@ -550,9 +569,9 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             self._taps = tap_set(self._choose_layers(images, y, sample_weight), trace)
         else:
             self._taps = place_taps(self.layer, *placing)
-        rows = layer_rows(network.body, *trace, penultimate=penultimate, learnable=False)
         self._check_rows()
-        self._note(self._format, self._taps, rows)
+        rows = layer_rows(network.body, *trace, penultimate=penultimate, learnable=False)
+        return self._taps, rows, network.risks
 
     def _note(self, image_format, taps, rows):
         """Set what is known of the network beside itself."""
@@ -633,9 +652,9 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         name = type(self).__name__ if self._verbose() else None
         return kept.recall(compute, iterate, is_frozen=not self._trains(), name=name)
 
-    def _iterate(self, images, rows=None):
+    def _iterate(self, images, rows=None, taps=None):
         """Return what computes, and an iterator over batches of features of these rows, or all."""
-        run, name = self._choose_run(len(images)), type(self).__name__
+        run, name = self._choose_run(len(images), taps), type(self).__name__
         how = run, name, self.batch_size, rows, self._verbose()
         return run, iterate_outputs(self.module_, images, *how)
 
@@ -647,7 +666,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         engine = engine_of(self._choose_run(n_images))
         return [engine, *{"torch", "onnxruntime"}.difference([engine])]
 
-    def _choose_run(self, n_images):
-        network, precision = self.module_, self._precision()
-        engine, in_torch = self._engine(), self._features
-        return choose_run(engine, network, self._taps, precision, n_images, in_torch)
+    def _choose_run(self, n_images, taps=None):
+        taps, network, precision = taps or self._taps, self.module_, self._precision()
+        in_torch = partial(taps.compute, network, precision=precision)
+        return choose_run(self._engine(), network, taps, precision, n_images, in_torch)

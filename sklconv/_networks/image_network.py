@@ -1,6 +1,7 @@
 """A network with the preparation of its pixels in front, and all that is asked of one."""
 
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 
 import torch
 from torch import nn
@@ -74,7 +75,10 @@ class ImageNetwork(nn.Module):
         # Walking through the modules and parameters of a small network takes as long as a
         # layer of it: they are noted once.
         self._parts = list(body.modules())
-        self.register_buffer("_anchor", torch.empty(0), persistent=False)
+        device = next(
+            (tensor.device for tensor in chain(body.parameters(), body.buffers())), "cpu"
+        )
+        self.register_buffer("_anchor", torch.empty(0, device=device), persistent=False)
 
     def __getstate__(self):
         return state_without_hooks(self)

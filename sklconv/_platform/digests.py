@@ -61,7 +61,7 @@ class _Digests:
 
     def of(self, value):
         """Return the digest of ``value``, as bytes; of plain values their text."""
-        if type(value) in _PLAIN:
+        if _is_plain(value):
             text = repr(value)
             return f"{type(value).__name__} {len(text)} {text}".encode()
         if id(value) not in self._met:
@@ -87,6 +87,21 @@ def _hash(content):
 def _hash_values(content):
     # For which most CPUs have instructions: half the time for long ones.
     return hashlib.sha256(content).digest()
+
+
+def _is_plain(value):
+    """Whether the text of ``value`` says it all: most of what stands in a module's attributes."""
+    kind = type(value)
+    if kind is dict:
+        return _PLAIN.issuperset(map(type, value)) and all(map(_is_flat, value.values()))
+    return kind in _PLAIN or _is_flat(value)
+
+
+def _is_flat(value):
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return _PLAIN.issuperset(map(type, value))
+    return kind in _PLAIN
 
 
 def _parts(value):

@@ -24,6 +24,7 @@ from .._platform.layouts import weights_channels_last
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
+from .._platform.stamps import remembered
 from .libraries import create_network, known_preprocessing, size_to_build
 from .weights import load_weights
 
@@ -404,7 +405,7 @@ def _create(network, weights, size):
 
 
 def _load(network, weights, stamp, device, size):
-    return _prepared(_create(network, weights, size), weights, device)
+    return remembered(_prepared(_create(network, weights, size), weights, device))
 
 
 _load_once = functools.lru_cache(maxsize=2)(_load)
@@ -421,7 +422,10 @@ def _shared_copy(module, weights, stamp, device):
         return _prepared(copy.deepcopy(module), weights, device)
     known = _copies.get(module)
     if known is None or known[0] != key:
-        _copies[module] = known = (key, _prepared(copy.deepcopy(module), weights, device))
+        _copies[module] = known = (
+            key,
+            remembered(_prepared(copy.deepcopy(module), weights, device)),
+        )
     return known[1]
 
 

@@ -384,6 +384,17 @@ def test_rows_of_frozen_networks_are_shared(tmp_path, by_row):
     assert n_seen(frozen(tmp_path, pool="max").fit(DIGITS)) == len(DIGITS)
 
 
+def test_means_and_maxima_come_of_one_pass(tmp_path, by_row):
+    layers = {"layer": ["more", "conv"]}
+    averages = frozen(tmp_path, pool="avg", **layers).fit(DIGITS)
+    assert n_seen(averages, DIGITS[:50]) == 50
+    for pool in ("max", "avg"):
+        extractor = frozen(tmp_path, pool=pool, **layers).fit(DIGITS)
+        assert n_seen(extractor) == (len(DIGITS) - 50 if pool == "max" else 0)
+        wanted = frozen(pool=pool, **layers).fit(DIGITS).transform(DIGITS)
+        np.testing.assert_allclose(extractor.transform(DIGITS), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_frozen_classifier_has_rows(tmp_path, by_row):
     classifier = trained().fit(DIGITS, LABELS).estimator_
     extractor = ConvFeatureExtractor(FrozenEstimator(classifier), memory=tmp_path, layer="conv")

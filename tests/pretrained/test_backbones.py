@@ -478,6 +478,52 @@ def test_a_module_that_was_trained_on_is_copied_anew(small):
     assert np.abs(clone(extractor).fit(X).transform(X) - before).max() > 1e-3
 
 
+def test_fits_of_one_backbone_give_the_features_of_fresh_ones(small):
+    X = np.random.default_rng(0).integers(0, 256, (5, 3, 24, 24), dtype=np.uint8)
+    larger, passes = X.repeat(2, axis=2), []
+    small.register_forward_hook(lambda *_: passes.append(1))
+    for repeat in range(2):
+        for layer, pool, std, images in [
+            ("conv1", "avg", 0.5, X),
+            ("conv1", "avg", 0.5, larger),
+            ("conv1", "avg", 0.2, X),
+            ("conv1", "max", 0.5, X),
+            (["conv1", "fc"], "max", 0.5, X),
+        ]:
+            params = {"layer": layer, "pool": pool, "random_state": 0}
+            kwargs = {"mean": [0.5] * 3, "std": [std] * 3}
+            passes.clear()
+            extractor = ConvFeatureExtractor(Backbone(small, **kwargs), **params).fit(images)
+            assert not (repeat and passes)  # it is known where its layers are
+            fresh = Backbone(copy.deepcopy(small), **kwargs)
+            expected = ConvFeatureExtractor(fresh, **params).fit(images)
+            np.testing.assert_array_equal(extractor.transform(images), expected.transform(images))
+            assert extractor.layers_ == expected.layers_
+            assert extractor.get_feature_names_out().tolist() == (
+                expected.get_feature_names_out().tolist()
+            )
+
+
+def test_layers_are_looked_for_anew_where_the_module_has_changed():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    X = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
+    extractor = ConvFeatureExtractor(Backbone(module), layer=-1)
+    before = extractor.fit(X).transform(X)
+    module[0].weight.data.mul_(-1)
+    after = extractor.fit(X).transform(X)
+    assert np.abs(after - before).max() > 0.01
+    module.append(nn.Linear(4, 7))
+    assert extractor.fit(X).transform(X).shape == (3, 7)
+
+
+def test_a_layer_table_is_ones_own(monkeypatch, small):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    X = np.zeros((2, 3, 24, 24), np.uint8)
+    backbone = Backbone(small)
+    ConvFeatureExtractor(backbone, layer="conv1").fit(X).layer_table_[0]["name"] = "mine"
+    assert ConvFeatureExtractor(backbone, layer="conv1").fit(X).layer_table_[0]["name"] != "mine"
+
+
 def test_fine_tuning_leaves_the_shared_copy_alone(small):
     X, y = colours()
     backbone = Backbone(small, **HALVES)
