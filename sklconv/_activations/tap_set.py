@@ -76,10 +76,10 @@ class TapSet:
 
     def with_other_pooling(self):
         """Return a `TapSet` that goes on with the maxima of what is averaged, and vice versa."""
-        others = [
-            replace(layer, pool=OTHER[layer.pool]) for layer in self.tapped if layer.is_either
-        ]
-        return replace(self, tapped=(*dict.fromkeys((*self.tapped, *others)),))
+        either = (layer for layer in self.tapped if layer.is_either)
+        others = dict.fromkeys(replace(layer, pool=OTHER[layer.pool]) for layer in either)
+        new = [layer for layer in others if layer not in self.tapped]
+        return replace(self, tapped=(*self.tapped, *new))
 
     def names(self):
         """Return the names of all features."""

@@ -7,6 +7,9 @@ import torch
 
 from .digests import digest_of
 
+# Of one module: whoever fits on images of ever new sizes must not run out of memory.
+MAX_NOTES = 100
+
 
 class Stamp:
     """The layers and weights of a module as they are now.
@@ -49,17 +52,20 @@ def remembered(module):
 def once(module, key, make):
     """Return what ``make()`` returned when it was first called for ``key``.
 
-    It is called each time of modules that are not `remembered`. What it returns may not hold the
-    module, which would then never be freed.
+    It is called each time of modules that are not `remembered`, and again where many other keys
+    were asked for since. What it returns may not hold the module, which would never be freed.
     """
     if module not in _known:
         return make()
     stamp, notes = _known[module]
     if not stamp.still_holds():
         _known[module] = _, notes = Stamp(module), {}
-    if key not in notes:
-        notes[key] = make()
-    return notes[key]
+    if (known := notes.get(key)) is None:  # threads may drop each other's
+        if len(notes) >= MAX_NOTES:
+            oldest, *_ = notes
+            notes.pop(oldest, None)
+        known = notes[key] = make()
+    return known
 
 
 def digest_once(module):

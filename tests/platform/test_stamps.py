@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sklconv._platform import stamps
 from sklconv._platform.stamps import digest_once, once, remembered
 
 
@@ -51,7 +52,7 @@ def test_it_is_made_once_for_each_key(module):
 def test_it_is_made_each_time_where_it_is_not_remembered(module):
     made = []
     for _ in range(3):
-        once(module, "a", lambda: made.append(1))
+        once(module, "a", lambda: made.append(1) or True)
     assert len(made) == 3
 
 
@@ -65,11 +66,20 @@ def test_it_is_made_each_time_where_it_is_not_remembered(module):
 def test_it_is_made_anew_after_a_change(module, change):
     remembered(module)
     made = []
-    once(module, "a", lambda: made.append(1))
+    once(module, "a", lambda: made.append(1) or True)
     change(module)
     for _ in range(2):
-        once(module, "a", lambda: made.append(2))
+        once(module, "a", lambda: made.append(2) or True)
     assert made == [1, 2]
+
+
+def test_old_notes_make_room(module, monkeypatch):
+    monkeypatch.setattr(stamps, "MAX_NOTES", 3)
+    remembered(module)
+    made = []
+    for key in (1, 2, 3, 1, 4, 2, 3, 1):
+        once(module, key, lambda key=key: made.append(key) or key)
+    assert made == [1, 2, 3, 4, 1]
 
 
 def test_digests_are_those_of_now(module):
