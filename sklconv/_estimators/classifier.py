@@ -85,8 +85,11 @@ class ConvNetClassifier(
         ``"nadam"``, ``"lbfgs"`` or a class of `torch.optim`.
     optimizer_params : dict or None, default=None
         Further arguments of the optimizer, such as ``{"momentum": 0.9, "nesterov": True}``.
-    lr : float, default=3e-3
-        Learning rate; with a schedule, the highest one.
+    lr : float or "auto", default="auto"
+        Learning rate; with a schedule, the highest one. "auto": 3e-3; where a network is
+        trained from scratch by "adamw" or "adam" with a schedule, 3e-3 for 1,500 batches of 128
+        images, that is three epochs of 60,000, more for shorter trainings and less for longer
+        ones (``3e-3 * sqrt(1500 / n_batches * batch_size / 128)``, from 1e-3 to 1e-2).
     weight_decay : float, default=0.01
         Decoupled for ``"adamw"``, an L2 penalty for the other optimizers.
     lr_schedule : {"auto", "onecycle", "cosine"} or None, default="auto"
@@ -210,7 +213,7 @@ class ConvNetClassifier(
         "standardize": ["boolean", StrOptions({"auto"})],
         "optimizer": [StrOptions(set(OPTIMIZERS)), type],
         "optimizer_params": [dict, None],
-        "lr": [Interval(Real, 0, None, closed="neither")],
+        "lr": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "lr_schedule": [StrOptions({"auto", *SCHEDULES}), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
@@ -254,7 +257,7 @@ class ConvNetClassifier(
         standardize: bool | Literal["auto"] = "auto",
         optimizer: str | type[torch.optim.Optimizer] = "adamw",
         optimizer_params: dict[str, Any] | None = None,
-        lr: float = 3e-3,
+        lr: float | Literal["auto"] = "auto",
         weight_decay: float = 0.01,
         lr_schedule: Literal["auto", "onecycle", "cosine"] | None = "auto",
         max_epochs: int = 10,

@@ -1,5 +1,6 @@
 """What training depends on, but for the images and the net that it goes on from."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -9,7 +10,7 @@ from .._platform.devices import check_precision, resolve_device
 from .._platform.digests import digest_of
 from .._platform.randomness import draw_seed
 from .._pretrained.backbones import Backbone
-from .optimizers import SCHEDULES, auto_batch_size
+from .optimizers import LR, SCHEDULES, auto_batch_size, auto_lr
 
 # What training shows, not what it does.
 SHOWN = {"verbose"}
@@ -34,7 +35,7 @@ class Recipe:
     module: object
     optimizer: object
     optimizer_params: dict | None
-    lr: float
+    lr: float | str
     backbone_lr_scale: float
     weight_decay: float
     batch_size: int | str
@@ -95,11 +96,25 @@ class Recipe:
         """The number of images in a batch, of ``n`` in all."""
         return auto_batch_size(n) if self.batch_size == "auto" else self.batch_size
 
+    def lr_of(self, n):
+        """The learning rate, the highest one of a schedule, for ``n`` images."""
+        if self.lr != "auto":
+            return self.lr
+        knows_how = self.optimizer in ("adam", "adamw") and self.schedule is not None
+        if not knows_how or _is_pretrained(self.module):
+            return LR
+        batch_size = self.batch_size_of(n)
+        return auto_lr(self.epochs * math.ceil(n / batch_size), batch_size)
+
 
 def _standardizes(classifier):
     if classifier.standardize != "auto":
         return classifier.standardize
-    return not isinstance(classifier.module, (torch.nn.Module, Backbone))
+    return not _is_pretrained(classifier.module)
+
+
+def _is_pretrained(module):
+    return isinstance(module, (torch.nn.Module, Backbone))
 
 
 def _schedule(classifier):

@@ -77,7 +77,7 @@ def _train(recipe, data, valid, state, old, partial, start, listeners):
     try:
         if before is not None:
             net = old
-            net.set_rates(_rates(recipe, net.module_))
+            net.set_rates(_rates(recipe, net.module_, data))
         else:
             net = _make_net(recipe, data, old, seeds[0])
         trace = _set_up(recipe, net.module_)
@@ -183,7 +183,7 @@ def _make_net(recipe, data, old, seed):
         n_classes=recipe.n_classes,
         optimizer=recipe.optimizer,
         optimizer_params=recipe.optimizer_params,
-        rates=_rates(recipe, network),
+        rates=_rates(recipe, network, data),
         weight_decay=recipe.weight_decay,
         batch_size=recipe.batch_size_of(len(data[0])),
         callbacks=recipe.callbacks,
@@ -196,9 +196,9 @@ def _make_net(recipe, data, old, seed):
     return net
 
 
-def _rates(recipe, network):
-    backbone_lr = recipe.lr * recipe.backbone_lr_scale
-    return learning_rates(network, recipe.lr, backbone_lr, recipe.net_params)
+def _rates(recipe, network, data):
+    lr = recipe.lr_of(len(data[0]))
+    return learning_rates(network, lr, lr * recipe.backbone_lr_scale, recipe.net_params)
 
 
 def _build_network(recipe, images, seed):

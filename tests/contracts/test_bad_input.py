@@ -787,7 +787,7 @@ def test_ctrl_c_in_the_first_batch_of_a_later_partial_fit(fitted):
 def test_training_goes_on_after_ctrl_c_at_the_estimators_learning_rate():
     clf = classifier()
     interrupt(clf, 2, X, y)
-    assert clf.partial_fit(X, y).history_[-1]["lr"] == clf.lr
+    assert clf.partial_fit(X, y).history_[-1]["lr"] == 3e-3
     assert clf.set_params(warm_start=True).fit(X, y).n_iter_ == clf.max_epochs
 
 

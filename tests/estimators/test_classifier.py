@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from skorch.callbacks import Callback
 from torch import nn
 
-from sklconv import ConvNetClassifier
+from sklconv import Backbone, ConvNetClassifier
 from sklconv.layers import BatchNorm, Conv, Dense, Dropout, GlobalAvgPool, MaxPool
 
 IMAGES, DIGITS = load_digits(return_X_y=True)
@@ -567,8 +567,8 @@ def test_partial_fit_is_one_epoch_at_a_constant_rate():
         clf.partial_fit(X, WORDS[y], classes=WORDS)
         assert clf.n_iter_ == 1
         assert [row["epoch"] for row in clf.history_] == list(range(1, n_calls + 1))
-        assert {row["lr"] for row in clf.history_} == {clf.lr}
-    assert set(recorder_of(clf).rates_) == {clf.lr}
+        assert {row["lr"] for row in clf.history_} == {3e-3}
+    assert set(recorder_of(clf).rates_) == {3e-3}
     losses = [row["train_loss"] for row in clf.history_]
     assert losses[0] > losses[1] > losses[2]
     assert_array_equal(clf.classes_, np.sort(WORDS))
@@ -611,7 +611,7 @@ def test_partial_fit_goes_on_from_a_fit():
     clf.partial_fit(X, y)
     assert len(clf.history_) == 4
     assert clf.n_iter_ == 1
-    assert clf.history_[-1]["lr"] == clf.lr  # not where the schedule ended
+    assert clf.history_[-1]["lr"] == 3e-3  # not where the schedule ended
     assert clf.score(X, y) > accuracy - 0.1
 
 
@@ -789,6 +789,47 @@ def test_auto_batch_size_leaves_steps_enough():
     for n in (300, 1000, 1797, 3000):
         assert sizes[n] in (8, 16, 32, 64, 128)
         assert n / sizes[n] > 14
+
+
+def first_rate(n, module=None, **params):
+    """Return the learning rate of the first batch, with cosine the highest one."""
+    params = {"lr_schedule": "cosine", "image_shape": (1, 1), "batch_size": 128} | params
+    module = module or [("output", Dense("n_classes", activation=None))]
+    clf = ConvNetClassifier(module, callbacks=[Recorder()], random_state=0, **params)
+    clf.fit(np.zeros((n, 1), dtype=np.float32), np.arange(n) % 2)
+    return recorder_of(clf).rates_[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "max_epochs", "batch_size", "lr"),
+    [
+        (1280, 150, 128, 3e-3),
+        (1280, 6, 128, 1e-2),
+        (640, 120, 128, 3e-3 * 2.5**0.5),
+        (160, 75, 32, 3e-3),
+        (64, 200, 8, 1e-3),
+        (1270, 150, 128, 3e-3),
+    ],
+)
+def test_the_learning_rate_follows_the_number_of_batches(n, max_epochs, batch_size, lr):
+    rate = first_rate(n, max_epochs=max_epochs, batch_size=batch_size)
+    assert rate == pytest.approx(lr, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"lr_schedule": None},
+        {"early_stopping": True, "lr_schedule": "auto"},
+        {"optimizer": "sgd"},
+        {"module": nn.Sequential(nn.Flatten(), nn.Linear(1, 2))},
+        {"module": Backbone(nn.Sequential(nn.Flatten(), nn.Linear(1, 2)))},
+        {"lr": 3e-3},
+    ],
+    ids=str,
+)
+def test_the_learning_rate_is_a_number_where_nothing_is_known(params):
+    assert first_rate(200, max_epochs=2, **params) == 3e-3
 
 
 @pytest.mark.parametrize(

@@ -558,7 +558,7 @@ def test_nested_parameters_of_a_list():
     assert params["z_conv__padding"] == "same"
     assert params["drop__rate"] == 0.5
     assert params["pool"].size == 2
-    assert params["lr"] == 3e-3
+    assert params["lr"] == "auto"
 
 
 def test_nested_parameters_of_auto():

@@ -327,6 +327,7 @@ class EstimatorAndTwin(RuleBasedStateMachine):
         self.clf = ConvNetClassifier(
             MODULES[kind](),
             batch_size=BATCH_SIZE,
+            lr=3e-3,
             max_epochs=2,
             validation_fraction=0.3,
             backbone_lr_scale=scale,
