@@ -77,7 +77,6 @@ def heads(options):
     X, y = first_images(options.images)
     net = ConvNetClassifier(TorchModule(Counting), max_epochs=3, random_state=0)
     grid = {"layer": ["8", "5"], "C": [0.1, 1, 10, 100, 1000], "gamma": ["scale", 1e-3]}
-    grid["pool"] = ["flatten"]
 
     def search(memory):
         extractor = ConvFeatureExtractor(net, engine="torch", memory=memory)
@@ -110,7 +109,7 @@ def separately(net, grid, X, y):
         network = FrozenEstimator(fitted.estimator_)
         for layer in grid["layer"]:
             started = time.perf_counter()
-            extractor = ConvFeatureExtractor(network, layer=layer, pool="flatten", engine="torch")
+            extractor = ConvFeatureExtractor(network, layer=layer, engine="torch")
             parts = [extractor.fit(X[rows]).transform(X[rows]) for rows in (train, test)]
             seconds[1] += time.perf_counter() - started
             started = time.perf_counter()
