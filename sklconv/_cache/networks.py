@@ -12,8 +12,7 @@ from .._images.files import FileOptions, ImageFiles, item_digest
 from .._images.forms import check_images, holds_files
 from .._images.sources import ImageArray
 from .._platform.devices import resolve_device
-from .._platform.digests import CODE, Undigestible, digest_of
-from .._platform.stamps import digest_once
+from .._platform.digests import CODE, Undigestible, digest_of, digest_once
 from .._pretrained.backbones import Backbone
 from .._progress import print_line
 from .folder import circumstances, say

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from .._platform.digests import Undigestible, digest_of
-from .._platform.stamps import Stamp, digest_once
+from .._platform.digests import Stamp, Undigestible, digest_of, digest_once
 from .graph import PIXELS, Graph, NotExportable, by_either_exporter, first_line, with_front
 
 # Of a layer's largest value: as far as its results may be from torch's.

@@ -44,7 +44,7 @@ from .._networks.inference import collect_outputs, iterate_outputs, read_images
 from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
 from .._networks.table import NETWORK, as_table, format_scores, layer_rows, without_containers
 from .._platform.devices import check_precision, resolve_device
-from .._platform.digests import digest_of
+from .._platform.digests import digest_of, once, remembered
 from .._platform.layouts import weights_channels_last
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
@@ -58,7 +58,6 @@ from .._platform.sklearn import (
     fit_context,
     has_callbacks,
 )
-from .._platform.stamps import once, remembered
 from .._pretrained.backbones import Backbone, file_options
 from .._pretrained.libraries import suggest_network
 from .._progress import print_line

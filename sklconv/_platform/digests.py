@@ -1,4 +1,4 @@
-"""Digests: equal where structure, code, configuration and weights are equal."""
+"""Digests, equal where structure, code and weights are; and what holds while they stay so."""
 
 import copyreg
 import functools
@@ -15,6 +15,9 @@ from .passes import HOOKS, PassHook
 
 # What torch itself keeps in every module; the tree, weights and hooks are digested by themselves.
 _BOOKKEEPING = frozenset(vars(nn.Module()))
+
+# Of one module: whoever fits on images of ever new sizes must not run out of memory.
+MAX_NOTES = 100
 
 
 class Undigestible(TypeError):
@@ -49,6 +52,68 @@ def digest_of(value, code=None):
         met = [met for _, met in digests._met.values() if isinstance(met, CODE)]
         code += [thing for thing in met if not _is_library_code(thing)]
     return _hash(digest).hex()
+
+
+class Stamp:
+    """The layers and weights of a module as they are now.
+
+    It no longer holds where they are replaced, or weights written into but through ``.data``.
+    """
+
+    def __init__(self, module):
+        self.slots = [
+            slots
+            for part in module.modules()
+            for slots in (part._parameters, part._buffers, part._modules)
+        ]
+        self.held = [
+            (slots, name, value, _version(value))
+            for slots in self.slots
+            for name, value in slots.items()
+        ]
+
+    def still_holds(self):
+        # By identity: what is kept here can't have given its id to another object.
+        for slots, name, value, version in self.held:
+            if slots.get(name) is not value or (version is not None and value._version != version):
+                return False
+        return sum(map(len, self.slots)) == len(self.held)
+
+
+def _version(value):
+    if isinstance(value, torch.Tensor) and not value.is_inference():
+        return value._version
+    return None
+
+
+def remembered(module):
+    """Have `once` remember what it makes of ``module``, which nobody changes; return that."""
+    _known[module] = Stamp(module), {}
+    return module
+
+
+def once(module, key, make):
+    """Return what ``make()`` returned when it was first called for ``key``.
+
+    It is called each time of modules that are not `remembered`, and again where many other keys
+    were asked for since. What it returns may not hold the module, which would never be freed.
+    """
+    if module not in _known:
+        return make()
+    stamp, notes = _known[module]
+    if not stamp.still_holds():
+        _known[module] = _, notes = Stamp(module), {}
+    if (known := notes.get(key)) is None:  # threads may drop each other's
+        if len(notes) >= MAX_NOTES:
+            oldest, *_ = notes
+            notes.pop(oldest, None)
+        known = notes[key] = make()
+    return known
+
+
+def digest_once(module):
+    """Return `digest_of` a module, taken once if it is `remembered`."""
+    return once(module, "digest", functools.partial(digest_of, module))
 
 
 class _Digests:
@@ -252,3 +317,6 @@ _PARTS: list[tuple] = [
     (functools.cached_property, lambda descriptor: (descriptor.func,)),
     (object, _parts_of_instance),
 ]
+
+# What `once` remembers, beside a module's stamp.
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -19,12 +19,11 @@ from .._images.cropping import Fitting, border_fill
 from .._images.files import FileOptions
 from .._images.forms import holds_files
 from .._images.resampling import as_bytes, part_needed, resample
-from .._platform.digests import Undigestible, digest_of
+from .._platform.digests import Undigestible, digest_of, remembered
 from .._platform.layouts import weights_channels_last
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
-from .._platform.stamps import remembered
 from .libraries import create_network, known_preprocessing, size_to_build
 from .weights import load_weights
 

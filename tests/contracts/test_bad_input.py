@@ -370,7 +370,7 @@ def first_image(batch):
             for name, values in {
                 "batch_size": [0, -1, 2.5, "large", None],
                 "max_epochs": [0, 1.5, None],
-                "lr": [0, -1, np.nan, np.inf, "auto"],
+                "lr": [0, -1, np.nan, np.inf, "fast"],
                 "weight_decay": [-1, None],
                 "lr_schedule": ["step", 3],
                 "optimizer": ["sgdd", None],

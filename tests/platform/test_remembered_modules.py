@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sklconv._platform import stamps
-from sklconv._platform.stamps import digest_once, once, remembered
+from sklconv._platform import digests
+from sklconv._platform.digests import digest_once, once, remembered
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_it_is_made_anew_after_a_change(module, change):
 
 
 def test_old_notes_make_room(module, monkeypatch):
-    monkeypatch.setattr(stamps, "MAX_NOTES", 3)
+    monkeypatch.setattr(digests, "MAX_NOTES", 3)
     remembered(module)
     made = []
     for key in (1, 2, 3, 1, 4, 2, 3, 1):
