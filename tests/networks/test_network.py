@@ -14,6 +14,7 @@ from torch import nn
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
 from sklconv._networks.building import auto_layers, build_layers, build_network, trace_network
+from sklconv._networks.image_network import ImageNetwork, PreparePixels
 from sklconv._platform.randomness import mask_generator
 from sklconv.layers import (
     Activation,
@@ -892,3 +893,13 @@ def test_dropouts_in_front_of_a_dense_layer(steps, share):
     assert not torch.equal(handed_on[1], handed_on[0])
     stack.eval()(x)
     torch.testing.assert_close(handed_on[-1], x.flatten(1))
+
+
+# Where it lies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.BatchNorm2d(2, affine=False)])
+def test_a_network_is_where_its_body_is(layer):
+    network = ImageNetwork(PreparePixels(), layer.to("meta"))
+    assert network.device.type == "meta"
+    assert ImageNetwork(PreparePixels(), nn.ReLU()).device.type == "cpu"
