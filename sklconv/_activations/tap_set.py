@@ -23,7 +23,7 @@ from .tracing import trace_layers
 # As many values of an image "auto" takes as they are, where they serve better than their means.
 MAX_FLATTENED = 2**14
 
-OTHER: dict[str | Callable, str] = {"avg": "max", "max": "avg"}
+OTHER_POOLING: dict[str | Callable, str] = {"avg": "max", "max": "avg"}
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,6 @@ class TappedLayer:
     reading: Reading
     pool: str | Callable
     n_features: int
-
-    @property
-    def is_either(self):
-        """Whether it is asked for the means or for the maxima of several values."""
-        return len(self.reading.shape) > 1 and self.pool in tuple(OTHER)
 
     def pooled(self, activation, n):
         """Return one vector for each of ``n`` images."""
@@ -76,8 +71,11 @@ class TapSet:
 
     def with_other_pooling(self):
         """Return a `TapSet` that goes on with the maxima of what is averaged, and vice versa."""
-        either = (layer for layer in self.tapped if layer.is_either)
-        others = dict.fromkeys(replace(layer, pool=OTHER[layer.pool]) for layer in either)
+        others = dict.fromkeys(
+            replace(layer, pool=OTHER_POOLING[layer.pool])
+            for layer in self.tapped
+            if len(layer.reading.shape) > 1 and layer.pool in ("avg", "max")
+        )
         new = [layer for layer in others if layer not in self.tapped]
         return replace(self, tapped=(*self.tapped, *new))
 

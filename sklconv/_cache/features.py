@@ -37,7 +37,7 @@ class KeptFeatures:
     def __init__(self, folder, network, tap_set, precision, engines, images):
         self.folder, self.network, self.tap_set = folder, network, tap_set
         # A search over poolings asks for both, and a pass costs far more than a row.
-        self.kept = tap_set.with_other_pooling()
+        self.wider = tap_set.with_other_pooling()
         self.precision, self.engines, self.images = precision, engines, images
 
     def recall(self, compute, iterate, is_frozen, name):
@@ -57,7 +57,7 @@ class KeptFeatures:
         """
         by_row = is_frozen and self.tap_set.multiply_adds >= WORTH_A_ROW
         try:
-            self.bases = self._bases(self.kept if by_row else self.tap_set)
+            self.bases = self._bases(self.wider if by_row else self.tap_set)
             features = self._by_row(iterate) if by_row else self._whole(compute)
         except Undigestible as error:
             say(f"these features are not kept: {error}")
@@ -104,7 +104,7 @@ class KeptFeatures:
         self.n_computed, start = len(missing), 0
         if not len(missing):
             return features
-        run, batches = iterate(missing, self.kept)
+        run, batches = iterate(missing, self.wider)
         with closing(batches):
             for batch in batches:
                 rows = missing[start : start + len(batch)]
@@ -141,7 +141,7 @@ class KeptFeatures:
     def _write(self, table, digests, features, engine):
         rows, which = {}, self.engines.index(engine)
         keys = self._keys(digests)
-        for columns, several in zip(self.kept.split(features), keys, strict=True):
+        for columns, several in zip(self.wider.split(features), keys, strict=True):
             for row, of_row in zip(columns, several, strict=True):
                 if of_row:
                     rows[of_row[which]] = row.tobytes()

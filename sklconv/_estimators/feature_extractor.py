@@ -553,7 +553,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
             taps, rows, network.risks = look()
         else:
             asked_for = self.layer, self.pool, self._precision(), self._format.shape
-            key = digest_of((network.prepare, asked_for))
+            key = digest_of(network.prepare), repr(asked_for)
             taps, rows, network.risks = once(network.body, key, look)
         self._note(self._format, taps, [dict(row) for row in rows])
 

@@ -96,7 +96,8 @@ def once(module, key, make):
     """Return what ``make()`` returned when it was first called for ``key``.
 
     It is called each time of modules that are not `remembered`, and again where many other keys
-    were asked for since. What it returns may not hold the module, which would never be freed.
+    were asked for since. It may not return None, nor what holds the module, which would then
+    never be freed.
     """
     if module not in _known:
         return make()
