@@ -63,7 +63,8 @@ class ConvNetClassifier(
         (``conv1__filters``); ``"passthrough"`` in a layer's place leaves it out; an output
         layer is added unless there is a ``Dense("n_classes")``. A `TorchModule`, built at
         fit. A `Backbone`, whose head is replaced by one for the classes. A module
-        instance: copied, never changed; it must return one column per class.
+        instance: copied, never changed, in float32 if all of its weights are in another
+        precision; it must return one column per class.
     image_shape : tuple of int or None, default=None
         ``(height, width)`` or ``(channels, height, width)`` of the images, in pixels; needed
         where ``X`` does not determine it.

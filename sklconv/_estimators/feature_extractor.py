@@ -45,7 +45,7 @@ from .._networks.layer_choice import N_BEST, choose_layers, sample_rows
 from .._networks.table import NETWORK, as_table, format_scores, layer_rows, without_containers
 from .._platform.devices import check_precision, resolve_device
 from .._platform.digests import digest_of, once, remembered
-from .._platform.layouts import weights_channels_last
+from .._platform.layouts import ready_weights
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
     CallbackSupportMixin,
@@ -89,7 +89,8 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         means one with default parameters. Wrapped in
         :class:`~sklearn.frozen.FrozenEstimator`, a fitted one is used as it is. A `Backbone`
         is a pretrained network with its preprocessing; its weights are loaded at fit, nothing
-        is trained and no y is needed. A module is copied and used in the same way.
+        is trained and no y is needed. A module is copied and used in the same way, in float32
+        if all of its weights are in another precision.
     layer : str, int or list of these, default="penultimate"
         Which activations: a layer's name (``"dense"``, ``"layer4.1.conv2"``), a negative index
         into the layers in the order in which they run, a glob (``"conv*"``), or several of
@@ -540,7 +541,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
     def _take_module(self, X, module):
         self._infer_format(X)
         body = copy.deepcopy(module).to(resolve_device(self.device or "auto"))
-        self._network = _in_eval_mode(PreparePixels(), remembered(weights_channels_last(body)))
+        self._network = _in_eval_mode(PreparePixels(), remembered(ready_weights(body)))
 
     def _look_at_network(self, images, y, sample_weight):
         """Find the layers to tap, and note them."""

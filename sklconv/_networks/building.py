@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import layers
 from .._activations.tracing import trace_layers
-from .._platform.layouts import RightLayouts, weights_channels_last
+from .._platform.layouts import RightLayouts, ready_weights
 from .._platform.randomness import generator, seeded_global_states
 from .._platform.words import by, did_you_mean, not_a_layer
 from .._pretrained.backbones import Backbone
@@ -138,10 +138,8 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         if isinstance(module, Backbone):
             return _with_new_head(module.resolve(), image_shape, n_classes, seed)
         body = build_body(module, image_shape, n_classes, generator(seed))
-    if declarative:
-        body.float()  # whatever torch's default is: pixels are
     network_class = LayerNetwork if declarative else ImageNetwork
-    return weights_channels_last(network_class(PreparePixels(*statistics or ()), body))
+    return ready_weights(network_class(PreparePixels(*statistics or ()), body))
 
 
 def _with_new_head(backbone, image_shape, n_classes, seed):
@@ -159,7 +157,7 @@ def _with_new_head(backbone, image_shape, n_classes, seed):
             "for the classes could take the place of; use it in a ConvFeatureExtractor, or give a "
             "TorchModule or a module with a head of its own"
         )
-    return weights_channels_last(ImageNetwork(prepare, body, head=head))
+    return ready_weights(ImageNetwork(prepare, body, head=head))
 
 
 def frozen_layers(network, freeze):

@@ -34,11 +34,14 @@ def as_channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def weights_channels_last(network):
-    """Put the weights of two-dimensional convolutions in channels-last layout; return ``network``.
+def ready_weights(network):
+    """Put weights in float32, as pixels are, and kernels in channels-last layout; return it.
 
-    `torch.nn.Module.to` does that too, but fails on weights of five dimensions.
+    Where some are in float32, the others are what their author meant them to be.
+    `torch.nn.Module.to` knows the layout too, but fails on weights of five dimensions.
     """
+    if all(weight.dtype != torch.float32 for weight in network.parameters()):
+        network.float()  # no complex ones
     for weight in chain(network.parameters(), network.buffers()):
         if weight.ndim == 4:
             weight.data = weight.data.to(memory_format=torch.channels_last)

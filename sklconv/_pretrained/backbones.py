@@ -20,7 +20,7 @@ from .._images.files import FileOptions
 from .._images.forms import holds_files
 from .._images.resampling import as_bytes, part_needed, resample
 from .._platform.digests import Undigestible, digest_of, remembered
-from .._platform.layouts import weights_channels_last
+from .._platform.layouts import ready_weights
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
@@ -431,7 +431,7 @@ def _shared_copy(module, weights, stamp, device):
 def _prepared(module, weights, device):
     if weights not in ("pretrained", None):
         load_weights(module, weights)
-    return weights_channels_last(module.eval().to(device))
+    return ready_weights(module.eval().to(device))
 
 
 def _stamp(path):

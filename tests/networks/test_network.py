@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from torch import nn
 
-from sklconv import ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
 from sklconv._networks.building import auto_layers, build_layers, build_network, trace_network
 from sklconv._networks.image_network import ImageNetwork, PreparePixels
 from sklconv._platform.randomness import mask_generator
@@ -903,3 +903,52 @@ def test_a_network_is_where_its_body_is(layer):
     network = ImageNetwork(PreparePixels(), layer.to("meta"))
     assert network.device.type == "meta"
     assert ImageNetwork(PreparePixels(), nn.ReLU()).device.type == "cpu"
+
+
+# Other precisions --------------------------------------------------------------------------------
+
+
+class AddsDoubles(nn.Module):
+    """Its buffer is meant to be in float64, as one of its parameters is in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("offset", torch.full((1,), 1 / 3, dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.conv(x) + self.offset).float().mean((2, 3))
+
+
+def in_precision(dtype):
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(4, 2)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", [lambda module: module, Backbone])
+def test_weights_of_another_precision_are_taken_as_float32(dtype, form):
+    X, y = digits_like(shape=(3, 12, 12), n_classes=2)
+    module = in_precision(dtype)
+    kept = copy.deepcopy(module.state_dict())
+    extractor = ConvFeatureExtractor(form(module), layer="0").fit(X)
+    exactly = copy.deepcopy(module).float()
+    with torch.no_grad():
+        expected = exactly.eval()[0](extractor.module_.prepare(torch.from_numpy(X)))
+    np.testing.assert_allclose(extractor.transform(X), expected.mean((2, 3)), atol=1e-5)
+
+    losses = [
+        ConvNetClassifier(form(network), max_epochs=2, random_state=0).fit(X, y).history_
+        for network in (module, copy.deepcopy(module).float())
+    ]
+    assert [e["train_loss"] for e in losses[0]] == [e["train_loss"] for e in losses[1]]
+    assert all(torch.equal(kept[name], value) for name, value in module.state_dict().items())
+    assert {value.dtype for value in kept.values()} == {dtype, torch.int64}
+
+
+def test_a_part_in_another_precision_stays_in_it():
+    X, _ = digits_like(shape=(3, 12, 12))
+    extractor = ConvFeatureExtractor(nn.Sequential(AddsDoubles()), layer="0").fit(X)
+    assert extractor.module_.body[0].offset.dtype == torch.float64
+    assert extractor.transform(X).dtype == np.float32
