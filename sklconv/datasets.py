@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 from sklearn.datasets import fetch_openml
@@ -67,6 +68,8 @@ def load_mnist(
     ------
     FileNotFoundError
         If a folder is given, by `data_home` or by ``SKLCONV_DATA``, and a file is missing from it.
+    ConnectionError
+        If OpenML can't be reached.
     ValueError
         If a file is truncated, damaged, or not the IDX file that its name promises.
 
@@ -112,7 +115,13 @@ def load_mnist(
 def _fetch_mnist():
     # liac-arff reads this file without pandas, but takes several times as long.
     parser = "pandas" if find_spec("pandas") else "liac-arff"
-    X, y = fetch_openml("mnist_784", version=1, as_frame=False, parser=parser, return_X_y=True)
+    try:
+        X, y = fetch_openml("mnist_784", version=1, as_frame=False, parser=parser, return_X_y=True)
+    except URLError as error:
+        raise ConnectionError(
+            f"MNIST can't be fetched from OpenML ({error.reason}). If you have its four IDX "
+            "files, name their folder: load_mnist(data_home=...)"
+        ) from error
     expected = (_N_TRAIN + _N_TEST, prod(_IMAGE_SHAPE))
     if X.shape != expected or y.shape != expected[:1]:
         raise ValueError(

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import struct
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
@@ -239,6 +240,16 @@ def test_incomplete_download_is_an_error(monkeypatch):
     monkeypatch.delenv("SKLCONV_DATA", raising=False)
     monkeypatch.setattr(datasets, "fetch_openml", FakeOpenML(100, np.int64))
     with pytest.raises(ValueError, match=r"shape \(100, 784\).* expected \(70000, 784\)"):
+        load_mnist()
+
+
+def test_without_a_network_the_error_says_what_else_would_do(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise URLError("no such host")
+
+    monkeypatch.delenv("SKLCONV_DATA", raising=False)
+    monkeypatch.setattr(datasets, "fetch_openml", refuse)
+    with pytest.raises(ConnectionError, match=r"OpenML \(no such host\).*data_home"):
         load_mnist()
 
 
