@@ -75,8 +75,9 @@ def _fit_extractor(arguments, photos):
         device=arguments.device,
         on_bad_image="nan",
         random_state=0,  # random weights are the same in the run that goes on
+        verbose=layer == "auto" and not arguments.quiet,
     )
-    return extractor.fit(photos.paths, classes)
+    return extractor.fit(photos.paths, classes).set_params(verbose=None)
 
 
 def _settle_engine(extractor, n_photos):

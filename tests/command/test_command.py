@@ -183,6 +183,15 @@ def test_layers_that_tell_the_classes_apart_are_found(photos, pool):
         assert written["names"].tolist() == list(extractor.get_feature_names_out())
 
 
+def test_the_scores_of_layers_are_shown(photos, capsys):
+    assert extract("photos", *OPTIONS, "--layer", "auto") == 0
+    table, _ = capsys.readouterr().out.split("features.npz: ")
+    assert table.split()[:4] == ["layer", "pool", "score", "features"]
+    assert "* " in table
+    assert extract("photos", *OPTIONS, "--layer", "auto", "-o", "again.npz", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("places", [["photos/cat"], ["photos/cat/00.png", "photos/dog"]])
 def test_layers_are_found_by_classes_only(photos, places, capsys):
     assert extract(*places, *OPTIONS, "--layer", "auto") == 2
