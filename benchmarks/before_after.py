@@ -1,9 +1,9 @@
 """This checkout beside an earlier one: ``python -m benchmarks.before_after REVISION``.
 
-Whole fits and transforms of R1, R2 and EfficientNet-Lite0, one image, and photographs. Each side
-lives in a process of its own; rounds alternate between them, in an order drawn anew. A ratio is
-the earlier revision's time divided by this checkout's, round by round: below 1, this checkout is
-slower.
+Whole fits and transforms of R1, of R1 with activations as layers of their own, of R2 and of
+EfficientNet-Lite0, one image, and photographs. Each side lives in a process of its own; rounds
+alternate between them, in an order drawn anew. A ratio is the earlier revision's time divided by
+this checkout's, round by round: below 1, this checkout is slower.
 
 Ratios differ more from one pair of processes to the next (three runs of one row gave 0.98, 1.01
 and 0.76) than from round to round within a pair. So each row is measured by several pairs, one
@@ -33,7 +33,7 @@ def rows(folder):
     """Return (row, module, function, task, calls a turn)."""
     mnist = data.save_mnist(folder, N_TRANSFORMED) | {"batch_size": 128, "epochs": 1}
     photos = data.save_random(folder, N_PHOTOS, side=112)
-    for network in ("R1", "R2"):
+    for network in ("R1", "R1 apart", "R2"):
         task = mnist | {"network": network}
         yield f"fit {network}", "ours", "prepare_fit", task | {"n_images": N_TRAINED}, 1
         task |= {"n_images": N_TRANSFORMED}

@@ -3,7 +3,8 @@
 ``R1`` is two 5×5 convolutions, two pools and two dense layers (160,362 parameters at 28×28);
 ``R2`` one 3×3 convolution, a pool and a dense layer (54,410); ``linear`` one dense layer on the
 pixels (7,850). ``C3`` is for larger images, three channels of them: three 3×3 convolutions, two
-pools, the mean of each map and a dense layer.
+pools, the mean of each map and a dense layer. ``R1 apart`` is R1 with the convolutions' ReLUs as
+layers of their own.
 """
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 NAMES = ("R1", "R2", "linear")
 
 # What feeds the last layer: the features that are extracted.
-FEATURE_LAYERS = {"R1": "dense", "R2": "pool1"}
+FEATURE_LAYERS = {"R1": "dense", "R1 apart": "dense", "R2": "pool1"}
 
 
 def plain(name, side=28, n_classes=10):
@@ -87,8 +88,17 @@ def _linear(side, n_classes):
 def declarative(name):
     """Return network ``name`` as a list for `sklconv.ConvNetClassifier`'s ``module``."""
     # Imported here: the hand-tuned loops import this file and nothing of sklconv.
-    from sklconv.layers import Conv, Dense, Dropout, GlobalAvgPool, MaxPool
+    from sklconv.layers import Activation, Conv, Dense, Dropout, GlobalAvgPool, MaxPool
 
+    if name == "R1 apart":
+        return [
+            ("conv1", Conv(32, 5, activation=None)),
+            ("relu1", Activation("relu")),
+            ("pool1", MaxPool(2)),
+            ("conv2", Conv(32, 5, activation=None)),
+            ("relu2", Activation("relu")),
+            *declarative("R1")[3:],
+        ]
     if name == "R1":
         return [
             ("conv1", Conv(32, 5)),

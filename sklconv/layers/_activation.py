@@ -30,19 +30,32 @@ MONOTONE = frozenset({None, "relu", "leaky_relu", "elu", "selu", "sigmoid", "tan
 class ActivationModule(nn.Module):
     """An activation function as a layer of its own."""
 
-    def __init__(self, name, negative_slope):
+    def __init__(self, activation, negative_slope):
         super().__init__()
-        self.name = name
+        self.activation = activation
         self.negative_slope = negative_slope
 
+    @property
+    def is_monotone(self):
+        falls = self.activation == "leaky_relu" and self.negative_slope < 0
+        return self.activation in MONOTONE and not falls
+
     def forward(self, x):
-        if self.name == "leaky_relu":
+        if self.activation == "leaky_relu":
             return F.leaky_relu(x, self.negative_slope)
-        # The functions of the table may work in place: not on what another layer put out.
-        return ACTIVATIONS[self.name](x.clone())
+        # Not in place, as the functions of the table: not on what another layer put out.
+        return getattr(F, self.activation)(x)
+
+    def activate(self, x):
+        """The same, in place where the table's function is."""
+        if self.activation == "leaky_relu":
+            # Torch can't differentiate it in place where it falls.
+            leaky_relu = F.leaky_relu_ if self.is_monotone else F.leaky_relu
+            return leaky_relu(x, self.negative_slope)
+        return ACTIVATIONS[self.activation](x)
 
     def extra_repr(self):
-        return self.name
+        return self.activation
 
 
 class Activation(Layer):
@@ -88,6 +101,10 @@ class Activated:
 
     def reset_parameters(self):
         """Leave the weights to `initialize`, which has a generator of its own."""
+
+    @property
+    def is_monotone(self):
+        return self.activation in MONOTONE
 
     def activate(self, x):
         return x if self.activation is None else ACTIVATIONS[self.activation](x)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .._platform.layouts import as_channels_last, convolve, favours_onednn
 from .._platform.sklearn import Interval, StrOptions
 from .._platform.words import by
-from ._activation import ACTIVATIONS, MONOTONE, Activated
+from ._activation import ACTIVATIONS, Activated, ActivationModule
 from ._base import EXTENT, Layer, as_pair, check_maps
 from ._initialization import CONSTRAINTS, check_kernel_init
 from ._stage import Stage, as_dense
@@ -153,24 +153,40 @@ class Conv(Layer):
 
 
 class ConvStage(Stage):
-    """A convolution, its activation, and the max-pooling behind it, if there is one."""
+    """A convolution, its activation or one behind it, and max-pooling behind it, if there is one.
+
+    Parameters
+    ----------
+    layers : list of (str, nn.Module)
+    activated : nn.Module
+        The one of these with the activation: the convolution itself, or the layer behind it.
+    pool : nn.MaxPool2d or None
+    """
 
     pieces = None  # set while a batch comes piece by piece
 
-    def __init__(self, layers):
+    def __init__(self, layers, activated, pool):
         super().__init__(layers)
         self.conv = layers[0][1]
-        self.activation = self.conv.activation
-        self.pool = layers[1][1] if len(layers) > 1 else None
+        self.activated, self.pool = activated, pool
+        self.activation = activated.activation
         self.gives_onednn = self.activation in ("relu", None) and self.conv.padding != "same"
 
     @classmethod
     def of(cls, named):
-        conv = named[0][1]
+        conv, pool, length = named[0][1], None, 1
         if not isinstance(conv, ConvActivation):
             return None
-        pools = len(named) > 1 and isinstance(named[1][1], nn.MaxPool2d)
-        return cls(named[: 2 if pools and conv.activation in MONOTONE else 1])
+        activated: ConvActivation | ActivationModule = conv
+        for _, module in named[1:3]:
+            if isinstance(module, nn.MaxPool2d) and pool is None and activated.is_monotone:
+                pool = module
+            elif isinstance(module, ActivationModule) and activated.activation is None:
+                activated = module
+            else:
+                break
+            length += 1
+        return cls(named[:length], activated, pool)
 
     def __call__(self, x, joined=False):
         n_images = len(x) if self.pieces is None else self.pieces.n_images
@@ -187,7 +203,7 @@ class ConvStage(Stage):
             return F.relu(x) if keeps else F.relu_(x if self.feeds_onednn else as_dense(x))
         x = self.conv.linear(as_channels_last(as_dense(x)))
         x = x if self.pool is None else self.pool(x)
-        return x if joined and self.leaves_relu else self.conv.activate(x)
+        return x if joined and self.leaves_relu else self.activated.activate(x)
 
 
 def _suits_onednn(x, n_images):

@@ -30,7 +30,7 @@ from sklconv.layers import (
     _dense,
     _dropout,
 )
-from sklconv.layers._activation import MONOTONE
+from sklconv.layers._activation import ACTIVATIONS, MONOTONE
 from sklconv.layers._dropout import DropoutModule, SpatialDropoutModule
 
 
@@ -522,6 +522,44 @@ def test_activations_that_are_not_monotone_stay_in_front_of_the_pool(activation,
     check_numbers(pooled_maps(activation, MaxPool(2)), images(n), exact=n == 5)
 
 
+APART = [
+    *(Activation(name) for name in ACTIVATIONS),
+    *(Activation("leaky_relu", negative_slope=slope) for slope in (0.2, 0, -0.5)),
+]
+
+
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("order", ["act-pool", "pool-act", "act", "act-drop", "act-act2-pool"])
+@pytest.mark.parametrize("layer", APART, ids=repr)
+def test_an_activation_as_a_layer_of_its_own_gives_the_same_numbers(layer, order, n):
+    layers = {"pool": MaxPool(2), "drop": Dropout(0.5), "act": layer, "act2": Activation("tanh")}
+    behind = [(name, layers[name]) for name in order.split("-")]
+    stack = stack_of(("conv", Conv(4, 3, activation=None)), *behind).eval()
+    exact = n == 5 and layer.name in EXACT and "act2" not in order
+    check_numbers(stack, images(n), exact)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_of_its_own_or_of_the_convolution_is_the_same(name, n, training):
+    own = stack_of(("conv", Conv(4, 3, activation=name)), ("pool", MaxPool(2)))
+    steps = ("conv", Conv(4, 3, activation=None)), ("act", Activation(name)), ("pool", MaxPool(2))
+    apart = stack_of(*steps)
+    for one, other in zip(
+        numbers(own.train(training), own, images(n)),
+        numbers(apart.train(training), apart, images(n)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_a_second_activation_stays_behind_the_first(n):
+    steps = ("conv", Conv(4, 3)), ("act", Activation("gelu")), ("pool", MaxPool(2))
+    check_numbers(stack_of(*steps), images(n), exact=False)
+
+
 @pytest.mark.parametrize("n", [5, 20])
 @pytest.mark.parametrize(
     "steps",
@@ -646,10 +684,10 @@ def test_many_inputs_and_few_outputs(n, bias):
 
 @pytest.mark.parametrize("n", [5, 20])
 @pytest.mark.parametrize("kind", ["hook", "pre-hook"])
-@pytest.mark.parametrize("observed", ["conv", "pool", "drop"])
+@pytest.mark.parametrize("observed", ["conv", "act", "pool", "drop"])
 def test_a_hook_sees_the_layers_in_their_own_order(observed, kind, n):
-    steps = [("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("drop", Dropout(0.5))]
-    stack = stack_of(*steps).eval()
+    conv, act = ("conv", Conv(4, 3, activation=None)), ("act", Activation("relu"))
+    stack = stack_of(conv, act, ("pool", MaxPool(2)), ("drop", Dropout(0.5))).eval()
     x = images(n)
     unobserved = stack(x)
     seen = []
@@ -661,9 +699,11 @@ def test_a_hook_sees_the_layers_in_their_own_order(observed, kind, n):
     torch.testing.assert_close(stack(x), unobserved)
     handle.remove()
 
-    maps = stack.conv(x)
-    pooled = stack.pool(maps)
-    through = {"conv": (x, maps), "pool": (maps, pooled), "drop": (pooled, pooled)}[observed]
+    values = [x]
+    for layer in stack[:4]:
+        values.append(layer(values[-1]))
+    position = ["conv", "act", "pool", "drop"].index(observed)
+    through = values[position : position + 2]
     torch.testing.assert_close(seen[0], through[kind == "hook"])
     assert torch.equal(stack(x), unobserved)
     assert len(seen) == 1
@@ -671,14 +711,17 @@ def test_a_hook_sees_the_layers_in_their_own_order(observed, kind, n):
 
 @pytest.mark.parametrize("n", [12, 40])
 @pytest.mark.parametrize(
-    "layer", ["conv", "pool", ["conv", "pool"], ["pool2", "conv"], ["drop", "flatten"]], ids=str
+    "layer",
+    ["conv", "pool", ["conv", "pool"], ["pool2", "conv"], ["drop", "flatten"], "act", "conv2"],
+    ids=str,
 )
 def test_tapped_layers_are_those_of_the_plain_order(layer, n):
     X, y = digits_like(n, 3, (9, 14))
     steps = [
         ("conv", Conv(4, 3)),
         ("pool", MaxPool(2)),
-        ("conv2", Conv(3, 2)),
+        ("conv2", Conv(3, 2, activation=None)),
+        ("act", Activation("leaky_relu", negative_slope=0.2)),
         ("pool2", MaxPool("auto")),
         ("drop", Dropout(0.5)),
         ("dense", Dense(4)),
