@@ -8,7 +8,9 @@ from torch import nn
 
 from .._platform.sklearn import StrOptions
 from .._platform.words import by
+from ._activation import ActivationModule
 from ._base import EXTENT, Layer, as_pair, check_maps
+from ._stage import Stage, as_dense
 
 
 class _Pool(Layer):
@@ -153,3 +155,19 @@ class GlobalAvgPool(Layer):
 
     def _build(self, shape, n_classes, generator):
         return GlobalAvgPoolModule(), (check_maps(shape)[0],)
+
+
+class PoolStage(Stage):
+    """An activation, and max-pooling behind it that changes places with it."""
+
+    @classmethod
+    def of(cls, named):
+        behind = [module for _, module in named[1:2]]
+        activation = named[0][1]
+        if not isinstance(activation, ActivationModule) or not activation.is_monotone:
+            return None
+        return cls(named[:2]) if any(isinstance(m, nn.MaxPool2d) for m in behind) else None
+
+    def __call__(self, x, joined=False):
+        (_, activation), (_, pool) = self.layers
+        return activation.activate(pool(as_dense(x)))

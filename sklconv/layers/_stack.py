@@ -10,6 +10,7 @@ from ._conv import ConvStage
 from ._dense import DenseStage
 from ._dropout import DropoutModule
 from ._pieces import Pieces
+from ._pool import PoolStage
 from ._stage import Stage, as_dense
 
 
@@ -31,7 +32,8 @@ class LayerStack(nn.Sequential):
         named = list(self.named_children())
         self._stages = []
         while named:
-            stage = ConvStage.of(named) or DenseStage.of(named) or Stage(named[:1])
+            kinds = (kind.of(named) for kind in (ConvStage, DenseStage, PoolStage))
+            stage = next(filter(None, kinds), Stage(named[:1]))
             del named[: len(stage.layers)]
             self._stages.append(stage)
         for stage in self._stages:

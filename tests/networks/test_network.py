@@ -539,6 +539,16 @@ def test_an_activation_as_a_layer_of_its_own_gives_the_same_numbers(layer, order
     check_numbers(stack, images(n), exact)
 
 
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", APART, ids=repr)
+def test_an_activation_between_batch_norm_and_pool_gives_the_same_numbers(layer, training, n):
+    # A bias in front of batch norm has no gradient but rounding.
+    conv, norm = ("conv", Conv(4, 3, activation=None, bias=False)), ("norm", BatchNorm())
+    stack = stack_of(conv, norm, ("act", layer), ("pool", MaxPool(2)))
+    check_numbers(stack.train(training), images(n), exact=layer.name in EXACT and n == 5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("n", [5, 20])
 @pytest.mark.parametrize("name", ACTIVATIONS)
