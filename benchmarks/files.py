@@ -2,30 +2,29 @@
 
 JPEGs of 500 × 375 pixels through EfficientNet-Lite0 at 224, in batches of 128: decoding alone
 (`load_images`), the network alone (`transform` of decoded arrays), a batch decoded and then
-computed in turns, and `transform` of the files, which decodes the next batch meanwhile. Each is a
-process of its own that has all cores in its turn; rounds are in an order drawn anew. A ratio is a
-contender's time as a share of what decoding and the network take, each alone, in the same round:
-its median, lowest and highest are shown. What it needs beside sklconv:
-benchmarks/requirements-engines.txt.
+computed in turns, and `transform` of the files, which decodes the next batch meanwhile. Each has
+all cores in its turn; rounds are in an order drawn anew. All run in this one process: what one
+network takes in two processes differs by more than is measured here. A ratio is a contender's
+time as a share of what decoding and the network take, each alone, in the same round: its median,
+lowest and highest are shown. What it needs beside sklconv: benchmarks/requirements-engines.txt.
 """
 
 import argparse
 import statistics
 import tempfile
-from contextlib import ExitStack, closing
+import time
 from pathlib import Path
 
+from .contenders import our_files
 from .race import data, machine
 from .race.field import compare, take_turns
-from .race.worker import Worker
 
 ALONE = ("decoding", "network")
-# Contender -> the function of contenders/our_files.py that prepares it.
 CONTENDERS = {
-    "decoding": "prepare_decoding",
-    "network": "prepare_network",
-    "in turns": "prepare_in_turns",
-    "transform": "prepare_transform",
+    "decoding": our_files.prepare_decoding,
+    "network": our_files.prepare_network,
+    "in turns": our_files.prepare_in_turns,
+    "transform": our_files.prepare_transform,
 }
 WIDTH, HEIGHT = 500, 375
 
@@ -41,14 +40,24 @@ def main():
             show(engine, race(files | {"engine": engine}, options.rounds))
 
 
+class Contender:
+    """What is timed; once it has run."""
+
+    def __init__(self, run):
+        self._run = run
+        run()
+
+    def time(self, repeats):
+        started = time.perf_counter()
+        for _ in range(repeats):
+            self._run()
+        return (time.perf_counter() - started) / repeats
+
+
 def race(task, rounds):
     """Return a dict: contender to the seconds of each round."""
-    with ExitStack() as stack:
-        workers = {}
-        for name, function in CONTENDERS.items():
-            workers[name] = stack.enter_context(closing(Worker("our_files")))
-            workers[name].prepare(function, task)
-        return take_turns(workers, rounds)
+    contenders = {name: Contender(prepare(task)) for name, prepare in CONTENDERS.items()}
+    return take_turns(contenders, rounds)
 
 
 def show(engine, seconds):
