@@ -2,18 +2,18 @@
 
 What the framework of the authors of R2 and R4 makes of their recipes with the seeds of this
 benchmark, beside the one run that each of them printed. It takes Keras with PyTorch behind it,
-which is set here; benchmarks/requirements-keras.txt names its version.
+which is set here; benchmarks/requirements-keras.txt names its version. The figures come into
+docs/reference_results.rst.
 """
 
 import os
 import sys
-from statistics import mean
 
 os.environ["KERAS_BACKEND"] = "torch"  # read by Keras at import
 
 import keras
 
-from .results import SEEDS
+from .results import RESULTS, SEEDS, add
 from .systems import SYSTEMS
 
 
@@ -54,15 +54,11 @@ def accuracy(name, seed):
 
 
 def main():
-    print(f"Keras {keras.__version__}")
     for name in sys.argv[1:] or ("r2", "r4_dense"):
-        found = [accuracy(name, seed) for seed in SEEDS]
-        system = SYSTEMS[name]
-        print(
-            f"{name}: {', '.join(f'{value:.4f}' for value in found)}; mean {mean(found):.5f}; "
-            f"the author's {system.author['accuracy']}, to reach {system.bound:.5f}",
-            flush=True,
-        )
+        accuracies = [accuracy(name, seed) for seed in SEEDS]
+        print(f"{name}: {accuracies}; the author's {SYSTEMS[name].author['accuracy']}", flush=True)
+        found = {"version": keras.__version__, "accuracies": accuracies}
+        add(RESULTS, "in_keras", name, found)
 
 
 if __name__ == "__main__":

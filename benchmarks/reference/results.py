@@ -30,10 +30,9 @@ fewer than six epochs, the defaults are not asked for it.
 
 
 def read(path):
-    """Return the results so far: ``rows`` and ``times``, dicts by key."""
-    if not path.exists():
-        return {"rows": {}, "times": {}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the results so far: ``rows``, ``times`` and ``in_keras``, dicts by key."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {"rows": {}, "times": {}, "in_keras": {}} | found
 
 
 def add(path, kind, key, entry):
@@ -86,6 +85,8 @@ def _section(family, results):
             epochs = system.parameters(variant)["max_epochs"]
             table.append([words, epochs, *values, *_verdict(system, variant, rows)])
             remarks += [_remark(words, seed, row) for seed, row in rows.items() if row["further"]]
+        if name in results["in_keras"]:
+            remarks.append(_remark_on_keras(system, **results["in_keras"][name]))
     return _titled(TITLES[family], _list_table(table), *remarks)
 
 
@@ -105,6 +106,14 @@ def _verdict(system, variant, rows):
 def _remark(words, seed, row):
     figures = ", ".join(f"{what} {value:.6g}" for what, value in row["further"].items())
     return f"- {words}, seed {seed}: {figures}"
+
+
+def _remark_on_keras(system, version, accuracies):
+    texts = [system.text(accuracy) for accuracy in (*accuracies, mean(accuracies))]
+    return (
+        f"- the author's recipe in Keras {version} itself, seeds 0, 1 and 2: "
+        f"{', '.join(texts[:-1])}, mean {texts[-1]}"
+    )
 
 
 def _times(results):

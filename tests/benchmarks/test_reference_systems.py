@@ -174,3 +174,12 @@ def test_errors_are_shown_as_errors(tmp_path):
 def _table(clf):
     table = clf.layer_table_
     return table if isinstance(table, list) else table.to_dict("records")
+
+
+def test_the_page_says_what_keras_makes_of_a_recipe(tmp_path):
+    path = tmp_path / "results.json"
+    found = {"version": "3.15.1", "accuracies": [0.96, 0.965, 0.97]}
+    results.add(path, "in_keras", "r2", found)
+    page = path.with_suffix(".rst").read_text()
+    line = next(line for line in page.splitlines() if "in Keras 3.15.1" in line)
+    assert line.endswith(": 0.96000, 0.96500, 0.97000, mean 0.96500")
