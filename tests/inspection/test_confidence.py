@@ -16,12 +16,6 @@ plt = pytest.importorskip("matplotlib.pyplot")
 LAYERS = [("conv", Conv(8, 3)), ("pool", GlobalAvgPool())]
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def digits():
     X, y = load_digits(return_X_y=True)

@@ -93,12 +93,6 @@ def models(digits):
     }
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def picture(display):
     """The pixels of a Display's figure."""
     display.figure_.canvas.draw()

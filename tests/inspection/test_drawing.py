@@ -15,12 +15,6 @@ from sklconv.inspection._drawing import (
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def test_bytes_and_fractions_keep_their_range():
     dark = np.array([0, 51, 102], np.uint8).reshape(1, 1, 1, 3)
     np.testing.assert_allclose(drawable(dark), [[[0, 0.2, 0.4]]])

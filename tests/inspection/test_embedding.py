@@ -21,12 +21,6 @@ plt = pytest.importorskip("matplotlib.pyplot")
 LAYERS = [("conv", Conv(8, 3)), ("pool", GlobalAvgPool()), ("dense", Dense(16))]
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def digits():
     X, y = load_digits(return_X_y=True)

@@ -31,12 +31,6 @@ def extractor():
     return ConvFeatureExtractor(Branching(), layer="second").fit(np.zeros((4, 3, 12, 12)))
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def weights(model, name):
     return model.module_.body.get_submodule(name).weight.detach().numpy()
 

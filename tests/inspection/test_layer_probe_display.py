@@ -12,12 +12,6 @@ from sklconv.inspection import LayerProbeDisplay
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 def probe_of(layers, pools, means, stds=None, own=()):
     """A probe of two folds with these means and standard deviations."""
     means = np.asarray(means, dtype=float)

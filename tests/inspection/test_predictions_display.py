@@ -15,12 +15,6 @@ from sklconv.inspection import PredictionsDisplay
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture(scope="module")
 def digits():
     return load_digits(return_X_y=True)
