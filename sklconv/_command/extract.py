@@ -77,6 +77,7 @@ def _fit_extractor(arguments, photos):
         random_state=0,  # random weights are the same in the run that goes on
         verbose=layer == "auto" and not arguments.quiet,
     )
+    # The bar of the second pass is the command's own.
     return extractor.fit(photos.paths, classes).set_params(verbose=None)
 
 

@@ -40,8 +40,9 @@ def ready_weights(network):
     Where some are in float32, the others are what their author meant them to be.
     `torch.nn.Module.to` knows the layout too, but fails on weights of five dimensions.
     """
-    if all(weight.dtype != torch.float32 for weight in network.parameters()):
-        network.float()  # no complex ones
+    precisions = {weight.dtype for weight in network.parameters()}
+    if precisions and torch.float32 not in precisions:
+        network.float()
     for weight in chain(network.parameters(), network.buffers()):
         if weight.ndim == 4:
             weight.data = weight.data.to(memory_format=torch.channels_last)

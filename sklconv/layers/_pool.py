@@ -162,11 +162,10 @@ class PoolStage(Stage):
 
     @classmethod
     def of(cls, named):
-        behind = [module for _, module in named[1:2]]
-        activation = named[0][1]
+        activation, *behind = (module for _, module in named[:2])
         if not isinstance(activation, ActivationModule) or not activation.is_monotone:
             return None
-        return cls(named[:2]) if any(isinstance(m, nn.MaxPool2d) for m in behind) else None
+        return cls(named[:2]) if behind and isinstance(behind[0], nn.MaxPool2d) else None
 
     def __call__(self, x, joined=False):
         (_, activation), (_, pool) = self.layers
