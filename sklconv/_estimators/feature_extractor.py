@@ -440,6 +440,10 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
     def _is_auto(self):
         return isinstance(self.layer, str) and self.layer == "auto"
 
+    def _looks_at_more(self):
+        """Whether the taps follow from more than network and parameters: y, or a user's code."""
+        return self._is_auto() or callable(self.pool)
+
     def _validate_params(self):
         if isinstance(self.estimator, str):
             raise InvalidParameterError(
@@ -488,7 +492,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
 
     def _parameters_of_notes(self):
         """Return what decides on the notes of a trained network, or None: they are not kept."""
-        if self._is_auto() or callable(self.pool):
+        if self._looks_at_more():
             return None
         own = self.get_params(deep=False)
         return {name: own[name] for name in own if name not in ("estimator", "memory")}
@@ -550,7 +554,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
         forget(network)  # what was written through .data into a frozen one is seen now
         check_engine(self._engine(), network.device, self._precision(), [self.pool])
         look = partial(self._find_taps, network, images, y, sample_weight)
-        if self._is_auto() or callable(self.pool):
+        if self._looks_at_more():
             taps, rows, network.risks = look()
         else:
             asked_for = self.layer, self.pool, self._precision(), self._format.shape

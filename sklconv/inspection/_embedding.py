@@ -161,7 +161,7 @@ class EmbeddingDisplay:
         self.ax_ = ax = new_axes(ax, (6.4, 5))
         self.figure_ = ax.figure
         y = np.zeros(len(self.embedding), int) if self.y is None else np.asarray(self.y)
-        classes, codes = np.unique(y, return_inverse=True)
+        classes, codes = _classes(y)
         self.points_ = self._draw_points(codes, scatter_kw)
         self.images_ = self._draw_images(codes)
         side = _side(self.embedding)
@@ -234,6 +234,14 @@ class EmbeddingDisplay:
         self.legend_ = legend = self.ax_.legend(handles=handles, **beside)
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def _classes(y):
+    """Return the classes, sorted, and the index of each label's class."""
+    try:
+        return np.unique(y, return_inverse=True)
+    except TypeError:  # None among strings, where some have no label
+        return np.unique([str(label) for label in y], return_inverse=True)
 
 
 def _marker(group):

@@ -100,6 +100,17 @@ def test_each_class_has_its_colour_and_marker(n_classes):
     assert texts == sorted(looks)
 
 
+def test_labels_of_some_images_only():
+    embedding = np.random.default_rng(0).normal(size=(6, 2))
+    y = np.array([None, "cat", "dog", "cat", None, "dog"], dtype=object)
+    display = EmbeddingDisplay(embedding, y).plot()
+    assert [text.get_text() for text in display.legend_.get_texts()] == ["None", "cat", "dog"]
+    drawn = colour_by_place(display)
+    looks = [drawn[tuple(place)] for place in embedding]
+    assert (looks[0], looks[1], looks[2]) == (looks[4], looks[3], looks[5])
+    assert len(set(looks)) == 3
+
+
 def test_without_labels_there_is_one_colour(net, digits):
     display = EmbeddingDisplay.from_estimator(net, digits[0])
     assert display.y is None
