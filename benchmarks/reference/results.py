@@ -28,6 +28,13 @@ than the author's by more than one standard error of it, √(p(1 − p)/n). Wher
 fewer than six epochs, the defaults are not asked for it.
 """
 
+RESTORED = [
+    "accuracy, the network restored",
+    *("as trained", "from a checkpoint", "from ONNX"),
+    # Where the two likeliest classes are further apart than the margin, 1e-5.
+    *("labels that differ: checkpoint", "ONNX"),
+]
+
 
 def read(path):
     """Return the results so far: ``rows``, ``times`` and ``in_keras``, dicts by key."""
@@ -71,7 +78,7 @@ def page(results):
 def _section(family, results):
     """Return the heading, the table and the remarks of the networks of an author."""
     head = ["", "epochs", *(f"seed {seed}" for seed in SEEDS), "mean", "to reach", "reached"]
-    table, remarks = [head], []
+    table, remarks, restored = [head], [], []
     for name in (n for n in SYSTEMS if n.split("_")[0] == family):
         system = SYSTEMS[name]
         n_parameters, n_images = system.author["n_parameters"], system.author["n_images"]
@@ -84,10 +91,26 @@ def _section(family, results):
             values = [system.text(rows[s]["accuracy"]) if s in rows else "" for s in SEEDS]
             epochs = system.parameters(variant)["max_epochs"]
             table.append([words, epochs, *values, *_verdict(system, variant, rows)])
-            remarks += [_remark(words, seed, row) for seed, row in rows.items() if row["further"]]
+            for seed, row in rows.items():
+                if "from ONNX, test" in row["further"]:
+                    restored += _restored(seed, row["further"])
+                elif row["further"]:
+                    remarks.append(_remark(words, seed, row))
         if name in results["in_keras"]:
             remarks.append(_remark_on_keras(system, **results["in_keras"][name]))
+    if restored:
+        remarks.append(_list_table([RESTORED, *restored]))
     return _titled(TITLES[family], _list_table(table), *remarks)
+
+
+def _restored(seed, further):
+    """Yield rows on how a network that was restored agrees with itself."""
+    for part in ("train", "test"):
+        hows = ("checkpoint", "ONNX")
+        accuracies = [f"{part} accuracy", *(f"from {how}, {part}" for how in hows)]
+        differing = [further[f"labels that differ by {how}, {part}"] for how in hows]
+        values = [f"{further[what]:.5f}" for what in accuracies]
+        yield [f"recipe, seed {seed}, {part}", *values, *differing]
 
 
 def _verdict(system, variant, rows):
