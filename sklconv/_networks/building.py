@@ -71,7 +71,6 @@ def build_layers(steps, image_shape, n_classes, generator):
             f"module: the last layer {steps[-1][0]!r} puts out {by(shape)}, but there are "
             f"{n_classes} classes; layers after Dense('n_classes') must keep its shape"
         )
-    stack.arrange()
     return stack
 
 

@@ -211,6 +211,7 @@ def _suits_onednn(x, n_images):
         x.device.type == "cpu"
         and n_images >= ONEDNN_IMAGES
         and x[0].numel() > ONEDNN_VALUES
+        and not torch.compiler.is_compiling()  # which knows no tensors of oneDNN's
         and favours_onednn()
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled

@@ -84,7 +84,6 @@ class DenseStage(Stage):
         self.linear = layers[-1][1]
         self.activation = self.linear.activation
         self.dropouts = [module for _, module in layers if isinstance(module, DropoutModule)]
-        self.kept = round(256 * math.prod(1 - dropout.rate for dropout in self.dropouts))
 
     @classmethod
     def of(cls, named):
@@ -112,6 +111,11 @@ class DenseStage(Stage):
                 x = dropout(x)
             x = _linear(x.flatten(1), weight, bias)
         return x if joined and self.leaves_relu else self.linear.activate(x)
+
+    @property
+    def kept(self):
+        """Of 256 values, how many all dropouts together keep."""
+        return round(256 * math.prod(1 - dropout.rate for dropout in self.dropouts))
 
     def _zeros_and_ones(self, x):
         return random_mask(x, self.kept, self.dropouts[0].generator)

@@ -2,16 +2,21 @@
 
 from contextlib import contextmanager
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from ._conv import ConvStage
+from ._conv import ConvActivation, ConvStage
 from ._dense import DenseStage
 from ._dropout import DropoutModule
 from ._pieces import Pieces
 from ._pool import PoolStage
 from ._stage import Stage, as_dense
+
+
+# Layers and their stages by stack; no part of it, so that copies and digests know nothing of them.
+_found: WeakKeyDictionary = WeakKeyDictionary()
 
 
 class LayerStack(nn.Sequential):
@@ -23,34 +28,15 @@ class LayerStack(nn.Sequential):
     tensor layout, on CPUs where that is faster.
     """
 
-    def __init__(self, *layers):
-        super().__init__(*layers)
-        self.arrange()
-
-    def arrange(self):
-        """Find the layers that are run together; call it again when layers have been added."""
-        named = list(self.named_children())
-        self._stages = []
-        while named:
-            kinds = (kind.of(named) for kind in (ConvStage, DenseStage, PoolStage))
-            stage = next(filter(None, kinds), Stage(named[:1]))
-            del named[: len(stage.layers)]
-            self._stages.append(stage)
-        for stage in self._stages:
-            if not isinstance(stage, ConvStage):
-                break
-            # Only from the first layer on: to go to and fro costs more than it saves.
-            stage.takes_onednn = True
-            if not stage.gives_onednn:
-                break
-        for stage, following in pairwise(self._stages):
-            stage.feeds_onednn = following.takes_onednn
-            if (
-                stage.activation == "relu"
-                and isinstance(following, DenseStage)
-                and following.dropouts
-            ):
-                stage.leaves_relu = following.takes_relu = True
+    def _current_stages(self):
+        """Return the layers that are run together, found anew where layers have changed."""
+        named = list(self._modules.items())
+        layers = [(*pair, vars(pair[1]).get("activation")) for pair in named]
+        known, stages = _found.get(self, (None, None))
+        if layers != known:
+            stages = _arrange(named)
+            _found[self] = layers, stages
+        return stages
 
     def use_generator(self, generator):
         """Draw dropout masks from ``generator``; None: from torch's own."""
@@ -62,7 +48,7 @@ class LayerStack(nn.Sequential):
     def in_pieces(self, n_images):
         """Have a batch of ``n_images`` come piece by piece in a block; give its `Pieces`."""
         pieces = Pieces(n_images)
-        concerned = [part for part in (*self, *self._stages) if hasattr(part, "pieces")]
+        concerned = [part for part in (*self, *self._current_stages()) if hasattr(part, "pieces")]
         for part in concerned:
             part.pieces = pieces
         try:
@@ -78,7 +64,7 @@ class LayerStack(nn.Sequential):
         gradients (LBFGS). Dense images (few at a time on a CPU, all on a GPU) are channels last,
         and so should the weights be.
         """
-        for stage in self._stages:
+        for stage in self._current_stages():
             if isinstance(stage, ConvStage) and stage.takes_onednn:
                 weight = stage.conv.weight
                 own = training and weight.device.type == "cpu"
@@ -86,15 +72,14 @@ class LayerStack(nn.Sequential):
                 weight.data = weight.data.contiguous(memory_format=layout)
 
     def forward(self, x):
-        observed = {module for module in self if _is_hooked(module)}
+        observed = self._observed()
         joined = self.training and not observed
         x = self._in_one_layout(x)
-        for stage in self._stages:
-            modules = [module for _, module in stage.layers]
-            if observed.isdisjoint(modules):
+        for stage in self._current_stages():
+            if observed.isdisjoint(stage.layers):
                 x = stage(x, joined)
             else:
-                for module in modules:
+                for _, module in stage.layers:
                     x = module(as_dense(x))
         return as_dense(x)
 
@@ -103,12 +88,12 @@ class LayerStack(nn.Sequential):
 
         The name ``""`` stands for the output of all.
         """
-        found = {}
+        found, observed = {}, self._observed()
         x = self._in_one_layout(x)
-        for stage in self._stages:
-            inner = [name for name, _ in stage.layers[:-1]]
-            steps = stage.layers if names.intersection(inner) else [(stage.layers[-1][0], stage)]
-            for name, step in steps:
+        for stage in self._current_stages():
+            apart = names.intersection(name for name, _ in stage.layers[:-1])
+            apart = apart or not observed.isdisjoint(stage.layers)
+            for name, step in stage.layers if apart else [(stage.layers[-1][0], stage)]:
                 x = step(x if step is stage else as_dense(x))
                 if name in names:
                     found[name] = as_dense(x)
@@ -116,9 +101,34 @@ class LayerStack(nn.Sequential):
                         return found
         return {**found, "": as_dense(x)}
 
+    def _observed(self):
+        return {(name, module) for name, module in self._modules.items() if _is_hooked(module)}
+
     def _in_one_layout(self, x):
         # Convolutions choose their input's layout; others' sums and masks would follow X's.
-        return x if isinstance(self._stages[0], ConvStage) else x.contiguous()
+        return x if isinstance(next(iter(self), None), ConvActivation) else x.contiguous()
+
+
+def _arrange(named):
+    """Return the stages of layers, pairs (name, module), each aware of its neighbours."""
+    stages = []
+    while named:
+        kinds = (kind.of(named) for kind in (ConvStage, DenseStage, PoolStage))
+        stages.append(next(filter(None, kinds), Stage(named[:1])))
+        named = named[len(stages[-1].layers) :]
+    for stage in stages:
+        if not isinstance(stage, ConvStage):
+            break
+        # Only from the first layer on: to go to and fro costs more than it saves.
+        stage.takes_onednn = True
+        if not stage.gives_onednn:
+            break
+    for stage, following in pairwise(stages):
+        stage.feeds_onednn = following.takes_onednn
+        drops = isinstance(following, DenseStage) and following.dropouts
+        if stage.activation == "relu" and drops:
+            stage.leaves_relu = following.takes_relu = True
+    return stages
 
 
 def _is_hooked(module):
