@@ -115,7 +115,7 @@ class DenseStage(Stage):
     @property
     def kept(self):
         """Of 256 values, how many all dropouts together keep."""
-        return round(256 * math.prod(1 - dropout.rate for dropout in self.dropouts))
+        return round(256 * math.prod([1 - dropout.rate for dropout in self.dropouts]))
 
     def _zeros_and_ones(self, x):
         return random_mask(x, self.kept, self.dropouts[0].generator)

@@ -719,6 +719,88 @@ def test_a_hook_sees_the_layers_in_their_own_order(observed, kind, n):
     assert len(seen) == 1
 
 
+def replace_first(stack):
+    stack.conv = nn.Conv2d(2, 4, 3)
+
+
+def replace_last(stack):
+    stack.output = nn.Linear(5, 7)
+
+
+def remove_last(stack):
+    del stack[-1]
+
+
+def change_activation(stack):
+    stack.conv.activation = "tanh"
+
+
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace_first,
+        replace_last,
+        remove_last,
+        change_activation,
+        lambda stack: stack.append(nn.Softmax(1)),
+        lambda stack: stack.append(stack.output.__class__(3, 3, activation="tanh")),
+    ],
+)
+def test_layers_that_are_changed_count(change, n):
+    stack = stack_of(("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("dense", Dense(5))).eval()
+    x = images(n)
+    before = stack(x)
+    change(stack)
+    stack.eval()
+    after = stack(x)
+    assert after.shape != before.shape or not torch.allclose(after, before)
+    expected = one_by_one(stack, x)
+    torch.testing.assert_close(after, expected)
+    torch.testing.assert_close(stack.activations(x, {""})[""], expected)
+
+
+def test_a_layer_that_stands_twice_runs_twice():
+    stack = stack_of(("dense", Dense(3)), ("dense2", Dense(3))).eval()
+    stack.append(stack.output)
+    x = images(20)
+    torch.testing.assert_close(stack(x), one_by_one(stack, x))
+
+
+def test_a_head_that_is_replaced_is_trained():
+    X, y = digits_like(40, 10)
+    body = ConvNetClassifier(max_epochs=1, random_state=0).fit(X, y).module_.body
+    body.output = nn.Linear(256, 2)
+    clf = ConvNetClassifier(body, max_epochs=1, random_state=0).fit(X, y % 2)
+    assert clf.predict_proba(X).shape == (40, 2)
+    assert not torch.equal(clf.module_.body.output.weight, body.output.weight)
+
+
+def test_a_rate_that_is_changed_counts():
+    stack = stack_of(("drop", Dropout(0.9)), ("dense", Dense(5))).train()
+    x = images(20)
+    stack(x)
+    stack.drop.rate = 0.0
+    torch.testing.assert_close(stack(x), one_by_one(stack, x))
+
+
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("hooked", ["conv", "pool", "dense"])
+def test_a_hook_counts_in_activations(hooked, n):
+    stack = stack_of(("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("dense", Dense(5))).eval()
+    stack.get_submodule(hooked).register_forward_hook(lambda layer, inputs, output: output * 2 + 1)
+    x = images(n)
+    torch.testing.assert_close(stack.activations(x, {"dense"})["dense"], one_by_one(stack[:-1], x))
+
+
+@pytest.mark.parametrize("n", [5, 20])
+def test_a_network_compiles_as_a_whole(n):
+    stack = stack_of(("conv", Conv(4, 3)), ("pool", MaxPool(2)), ("drop", Dropout(0.5))).eval()
+    with torch.no_grad():
+        compiled = torch.compile(stack, fullgraph=True, backend="eager")(images(n))
+    torch.testing.assert_close(compiled, stack(images(n)).detach())
+
+
 @pytest.mark.parametrize("n", [12, 40])
 @pytest.mark.parametrize(
     "layer",

@@ -161,7 +161,6 @@ def test_dilation():
         layer = ConvActivation(1, 1, 3, padding=1, dilation=dilation, activation="relu")
         layer.initialize("default", torch.Generator().manual_seed(0))
         stack.add_module(name, layer)
-    stack.arrange()
     found = computed(stack, image_shape)
     assert found == measured(stack, image_shape) == {"conv1": (3, 5), "conv2": (9, 9)}
 
