@@ -14,7 +14,6 @@ from ._pieces import Pieces
 from ._pool import PoolStage
 from ._stage import Stage, as_dense
 
-
 # Layers and their stages by stack; no part of it, so that copies and digests know nothing of them.
 _found: WeakKeyDictionary = WeakKeyDictionary()
 
