@@ -39,7 +39,9 @@ def image_graph(estimator, shape, dtype):
     name = type(estimator).__name__
     way = estimator._format.way_to_channels_first((1, *shape), name)
     network = copy.deepcopy(estimator.module_).cpu().eval()
-    images = _some_images(network.prepare, (N_EXAMPLES, *shape), dtype)
+    # Not of the extremes, which rounding could put out of a backbone's range.
+    noise = np.random.default_rng(0).integers(1, 255, (N_EXAMPLES, *shape), dtype=np.uint8)
+    images = as_pixels(network.prepare, noise, dtype)
     try:
         with exporting, torch.inference_mode(), without_autocast(images.device):
             return by_either_exporter(
@@ -97,11 +99,9 @@ def _tried_graph(network, tap_set, way, images, by_tracing):
     return onnx.load_from_string(model)
 
 
-def _some_images(prepare, shape, dtype):
-    """Return images of noise on the scale of those at fit."""
-    # Not of the extremes, which rounding could put out of a backbone's range.
-    noise = np.random.default_rng(0).integers(1, 255, shape, dtype=np.uint8)
-    images = torch.from_numpy(noise)
+def as_pixels(prepare, images, dtype):
+    """Return bytes as a tensor of ``dtype``, of floats on the scale of those at fit."""
+    images = torch.from_numpy(images)
     if dtype == np.uint8:
         return images
     images = prepare.unpack_bytes(images)

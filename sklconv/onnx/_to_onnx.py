@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+import traceback
 import warnings
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +17,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from .._engines.graph import OPSET, exporting
+from .._engines.graph import OPSET, exporting, first_line
 from .._estimators.classifier import ConvNetClassifier
 from .._estimators.feature_extractor import ConvFeatureExtractor
 from .._platform.files import replacing
+from ._trial import noise, with_tried_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -48,14 +52,15 @@ def to_onnx(
     onnx.ModelProto
         Its input is ``X``. Of a classifier it puts out ``label``, int64 or strings, and
         ``probabilities``, a column a class, which are decision values where scikit-learn's
-        classifier has no probabilities; of an extractor ``features``.
+        classifier has no probabilities (of two classes, −d and d); of an extractor ``features``.
 
     Raises
     ------
     ValueError
         If the model can't become a graph: its ``pool`` is a function, its network computes
         something else for each value or number of images, ``X`` is of another shape than at fit,
-        or it was fitted on image files and ``X`` is None.
+        it was fitted on image files and ``X`` is None, or skl2onnx can't convert a step, or
+        converts it wrongly.
 
     See Also
     --------
@@ -64,8 +69,9 @@ def to_onnx(
     Notes
     -----
     The network is computed in float32, and within 1e-4 of its largest value as by torch: this is
-    tried with a few images. What estimators check at each call (the range of pixels, NaN) a
-    graph does not.
+    tried with a few images. So is the whole graph, whose outputs for 32 images of noise must be
+    the model's, but for a few images that trees may part by rounding. What estimators check at
+    each call (the range of pixels, NaN) a graph does not.
 
     Examples
     --------
@@ -84,11 +90,16 @@ def to_onnx(
     True
     """
     check_is_fitted(model)
+    if isinstance(path, np.ndarray):
+        raise TypeError("path is an array, not a file to write the graph to: pass images as X=")
     path = None if path is None else Path(path)
     if path is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"path={str(path)!r}: there is no folder {str(path.parent)!r}")
     model = _without_wrappers(model)
-    graph = _converted(model, *(_form_at_fit(model) if X is None else _form_of(X, model)))
+    shape, dtype = _form_at_fit(model) if X is None else _form_of(X, model)
+    graph = _converted(model, shape, dtype)
+    network = getattr(_first_step(model), "module_", None)
+    graph = with_tried_outputs(graph, model, noise(network, shape[1:], np.dtype(dtype)))
     if path is not None:
         with replacing(path) as file:
             file.write(graph.SerializeToString())
@@ -97,6 +108,11 @@ def to_onnx(
 
 def _without_wrappers(model):
     """Return what skl2onnx knows in place of searches, frozen estimators and idle steps."""
+    if hasattr(model, "best_threshold_"):
+        raise ValueError(
+            f"{type(model).__name__}: skl2onnx converts no threshold. Convert its estimator_, and "
+            "compare the probabilities of the graph with its best_threshold_"
+        )
     if hasattr(model, "best_estimator_"):
         return _without_wrappers(model.best_estimator_)
     if isinstance(model, FrozenEstimator):
@@ -119,7 +135,9 @@ def _converted(model, shape, dtype):
         example = np.zeros(shape, kind)
         with exporting, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of attributes that skl2onnx reads
-            return skl2onnx.to_onnx(model, example, target_opset=OPSET, options=_options(model))
+            with _errors_of_skl2onnx(model):
+                options = _options(model)
+                return skl2onnx.to_onnx(model, example, target_opset=OPSET, options=options)
 
     if dtype == np.uint8:
         try:
@@ -132,6 +150,25 @@ def _converted(model, shape, dtype):
     if dtype != np.float32:
         _cast_input(graph, dtype)
     return graph
+
+
+@contextmanager
+def _errors_of_skl2onnx(model):
+    """Say what failed, where the error is not our own and may be a page of attributes."""
+    from skl2onnx.common.utils import InvalidInputTypeException
+
+    try:
+        yield
+    except InvalidInputTypeException:
+        raise
+    except Exception as error:
+        *_, raising = traceback.walk_tb(error.__traceback__)
+        if raising[0].f_globals["__name__"].partition(".")[0] in ("skl2onnx", "onnx"):
+            reason = textwrap.shorten(first_line(error), 200, placeholder=" …")
+            raise ValueError(
+                f"skl2onnx can't convert this {type(model).__name__}: {reason}"
+            ) from error
+        raise
 
 
 def _form_at_fit(model):

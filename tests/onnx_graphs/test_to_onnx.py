@@ -13,18 +13,27 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
+from sklearn.model_selection import (
+    GridSearchCV,
+    RandomizedSearchCV,
+    TunedThresholdClassifierCV,
+)
+from sklearn.multiclass import OneVsOneClassifier
+from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC, LinearSVC
+from sklearn.svm import SVC, LinearSVC, NuSVC
 from torch import nn
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, layers
 from sklconv._engines.graph import NotExportable
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 skl2onnx = pytest.importorskip("skl2onnx")
 
@@ -154,6 +163,76 @@ def test_a_support_vector_machine_behind_a_net(y, head):
         labels, came = run(graph, X[:n])
         np.testing.assert_allclose(came, wanted[:n], atol=margin, rtol=0)
         assert_same_labels(labels, wanted[:n], model, model.predict(X[:n]), margin)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        SVC(),
+        NuSVC(nu=0.1),
+        LinearSVC(C=1e-3),
+        RidgeClassifier(),
+        SGDClassifier(random_state=0),
+        QuadraticDiscriminantAnalysis(reg_param=0.1),
+        OneVsOneClassifier(LinearSVC(C=1e-3)),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+@pytest.mark.parametrize("n_classes", [2, 10])
+def test_outputs_are_a_label_an_image_and_a_column_a_class(head, n_classes):
+    kind = type(head).__name__
+    if (kind, n_classes) in [("OneVsOneClassifier", 2), ("QuadraticDiscriminantAnalysis", 10)]:
+        pytest.skip("converted wrongly; can't be fitted")
+    y_few = y % n_classes
+    features = ConvFeatureExtractor(FrozenEstimator(digits_net(y)), layer="dense")
+    model = make_pipeline(features, StandardScaler(), clone(head)).fit(X[:600], y_few[:600])
+    method = "predict_proba" if hasattr(model, "predict_proba") else "decision_function"
+    wanted = getattr(model, method)(X[:300])
+    if wanted.ndim == 1:
+        wanted = np.stack([-wanted, wanted], axis=1)
+    graph = to_onnx(model, X=X)
+    assert [len(out.type.tensor_type.shape.dim) for out in graph.graph.output] == [1, 2]
+    onnx.checker.check_model(graph, full_check=True)
+    for n in BATCHES:
+        labels, came = run(graph, X[:n])
+        margin = 1e-3 * np.abs(wanted).max()
+        np.testing.assert_allclose(came, wanted[:n], atol=margin, rtol=0)
+        assert labels.shape == (n,)
+        sure = np.abs(np.diff(np.sort(wanted[:n], axis=1)[:, -2:])[:, 0]) > margin
+        np.testing.assert_array_equal(labels[sure], model.predict(X[:n])[sure])
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            TunedThresholdClassifierCV(logistic(), cv=2),
+            "converts no threshold. Convert its estimator_, .* best_threshold_",
+        ),
+        (NearestCentroid(), "skl2onnx can't convert this Pipeline: .*NearestCentroid"),
+        (HistGradientBoostingClassifier(max_iter=2), "skl2onnx can't convert this Pipeline: "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_skl2onnx_does_not_convert(head, message):
+    features = ConvFeatureExtractor(FrozenEstimator(digits_net(y)), layer="output")
+    model = make_pipeline(features, StandardScaler(), clone(head)).fit(X[:600], y[:600] % 2)
+    with pytest.raises(ValueError, match=message) as error:
+        to_onnx(model)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("head", [SVC(), logistic(), RidgeClassifier(), PCA(3)])
+def test_what_skl2onnx_converts_wrongly(head, monkeypatch):
+    features = ConvFeatureExtractor(FrozenEstimator(digits_net(y)), layer="dense")
+    model = make_pipeline(features, clone(head)).fit(X[:600], y[:600] % 2)
+    other = make_pipeline(features, clone(head)).fit(X[600:900], 1 - y[600:900] % 2)
+    convert = skl2onnx.to_onnx
+    monkeypatch.setattr(skl2onnx, "to_onnx", lambda _, *args, **kw: convert(other, *args, **kw))
+    with pytest.raises(
+        ValueError, match=r"converts this Pipeline wrongly: .* output '\w+' is not"
+    ):
+        to_onnx(model)
 
 
 @pytest.mark.parametrize("y", [y, WORDS, WORDS.astype(object), y > 4, y * 1.0, y.astype(np.uint8)])
@@ -496,6 +575,11 @@ def test_a_model_that_is_not_fitted(model):
 def test_an_X_that_can_be_no_input(given, error, message):
     with pytest.raises(error, match=message):
         to_onnx(digits_net(), X=given)
+
+
+def test_images_in_place_of_a_file():
+    with pytest.raises(TypeError, match=r"path is an array, .*: pass images as X="):
+        to_onnx(digits_net(), X[:1])
 
 
 def test_a_model_fitted_on_files_needs_an_X(tmp_path):
