@@ -3,6 +3,7 @@
 import sqlite3
 from contextlib import closing
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
@@ -117,11 +118,24 @@ class KeptFeatures:
         return features
 
     def _in_table(self, action, *args):
+        path = self.folder.path / "rows.sqlite"
+
         def act():
-            with closing(_Table(self.folder.path / "rows.sqlite")) as table:
+            with closing(_Table(path)) as table:
                 return action(table, *args)
 
-        return self.folder.attempt(act)
+        def act_though_damaged():
+            try:
+                return act()
+            except sqlite3.DatabaseError as error:
+                if type(error) is not sqlite3.DatabaseError:  # one of its kinds, such as locked
+                    raise
+                say(f"{path} is damaged ({error}): it is made anew")
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+                return act()
+
+        return self.folder.attempt(act_though_damaged)
 
     def _read(self, table, digests, features):
         """Fill in the rows that are kept; return the numbers of the others."""
@@ -173,8 +187,6 @@ class _Table:
             self.database.execute("CREATE UNIQUE INDEX IF NOT EXISTS keys ON kept (key)")
         except sqlite3.DatabaseError as error:
             self.database.close()
-            if not isinstance(error, sqlite3.OperationalError):  # it is damaged
-                path.unlink(missing_ok=True)
             if not error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
                 raise
             # Nobody can write here, nor so much as make the files that keep readers apart.

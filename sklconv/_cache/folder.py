@@ -169,6 +169,7 @@ def versions():
 
 
 def circumstances():
-    """Return what else bits depend on: packages, instructions, threads, torch's precision."""
+    """Return what else bits depend on: packages, instructions, threads, torch's precisions."""
     instructions = torch.backends.cpu.get_cpu_capability(), os.environ.get("DNNL_MAX_CPU_ISA")
-    return versions(), instructions, torch.get_num_threads(), torch.get_float32_matmul_precision()
+    precisions = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    return versions(), instructions, torch.get_num_threads(), *map(str, precisions)

@@ -80,7 +80,8 @@ def _without_training(estimator):
     lean = object.__new__(type(estimator))
     lean.__dict__.update(vars(estimator))
     if hasattr(lean, "net_"):
-        lean.module, lean.net_ = "auto", _Fitted(lean.module_)
+        # A copy, for `partial_fit` trains the network itself.
+        lean.module, lean.net_ = "auto", _Fitted(copy.deepcopy(lean.module_))
         return lean
     lean.estimator = None if lean._trains() else FrozenEstimator(None)
     lean.__dict__.pop("backbone_", None)

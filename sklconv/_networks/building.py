@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import layers
 from .._activations.tracing import trace_layers
-from .._platform.layouts import RightLayouts, ready_weights
+from .._platform.layouts import RightLayouts, has_lazy_weights, ready_weights
 from .._platform.randomness import generator, seeded_global_states
 from .._platform.words import by, did_you_mean, not_a_layer
 from .._pretrained.backbones import Backbone
@@ -137,8 +137,11 @@ def build_network(module, image_shape, n_classes, *, statistics, seed):
         if isinstance(module, Backbone):
             return _with_new_head(module.resolve(), image_shape, n_classes, seed)
         body = build_body(module, image_shape, n_classes, generator(seed))
-    network_class = LayerNetwork if declarative else ImageNetwork
-    return ready_weights(network_class(PreparePixels(*statistics or ()), body))
+        network_class = LayerNetwork if declarative else ImageNetwork
+        network = network_class(PreparePixels(*statistics or ()), body)
+        if has_lazy_weights(body):  # which the first pass draws
+            trace_network(network, image_shape)
+    return ready_weights(network)
 
 
 def _with_new_head(backbone, image_shape, n_classes, seed):

@@ -194,6 +194,10 @@ class LayerNetwork(ImageNetwork):
 
     is_fast_in_torch = True
 
+    def has_training_parts(self):
+        """Whether any part is in training mode, also one that has been put in another's place."""
+        return any([part.training for part in self.body.modules()])  # noqa: C419
+
     def right_layouts(self):
         """Return a context that does nothing: the stack's layers see to it themselves."""
         return nullcontext()

@@ -11,6 +11,7 @@ from itertools import chain
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 OUTPUT, GRADIENTS = "output", "gradients"
@@ -34,17 +35,32 @@ def as_channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def has_lazy_weights(module):
+    """Whether some weights will only be drawn, in the shape of the input, by a first pass."""
+    return any(is_lazy(weight) for weight in chain(module.parameters(), module.buffers()))
+
+
+def refuse_lazy_weights(module):
+    """Raise if a network that is used as it is has weights that no pass has drawn yet."""
+    if has_lazy_weights(module):
+        raise ValueError(
+            f"{type(module).__name__} has lazy layers, which have no weights before images have "
+            "passed: call it once with a batch of images"
+        )
+
+
 def ready_weights(network):
     """Put weights in float32, as pixels are, and kernels in channels-last layout; return it.
 
     Where some are in float32, the others are what their author meant them to be.
     `torch.nn.Module.to` knows the layout too, but fails on weights of five dimensions.
     """
+    refuse_lazy_weights(network)
     precisions = {weight.dtype for weight in network.parameters()}
     if precisions and torch.float32 not in precisions:
         network.float()
     for weight in chain(network.parameters(), network.buffers()):
-        if weight.ndim == 4:
+        if weight.ndim == 4 and weight.layout == torch.strided:
             weight.data = weight.data.to(memory_format=torch.channels_last)
     return network
 

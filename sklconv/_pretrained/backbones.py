@@ -20,7 +20,7 @@ from .._images.files import FileOptions
 from .._images.forms import holds_files
 from .._images.resampling import as_bytes, part_needed, resample
 from .._platform.digests import Undigestible, digest_of, remembered
-from .._platform.layouts import ready_weights
+from .._platform.layouts import ready_weights, refuse_lazy_weights
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
@@ -242,13 +242,14 @@ def input_channels(network, size):
 
     The first convolution that runs tells: it stands behind what networks do to pixels before.
     """
+    refuse_lazy_weights(network)
     convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d)]
     if not convolutions:
         return None
     first = convolutions[0]
     listeners = [(convolution.register_forward_pre_hook, _stop) for convolution in convolutions]
     for channels in (first.in_channels, 3):
-        images = torch.zeros(2, channels, *(size or USUAL_SIZE), device=first.weight.device)
+        images = first.weight.new_zeros(2, channels, *(size or USUAL_SIZE))
         try:
             with pass_hooks(listeners), torch.no_grad():
                 network(images)
@@ -373,7 +374,8 @@ class PrepareForWeights(nn.Module):
         rows, columns = spans
         if not (rows.is_padded or columns.is_padded):
             return x
-        fill = torch.tensor(self.fitting.fill, device=x.device).view(1, -1, 1, 1)
+        fill = torch.tensor(self.fitting.fill, dtype=torch.float32, device=x.device)
+        fill = fill.view(1, -1, 1, 1)
         fill = low + width * fill
         channels = max(x.shape[1], fill.shape[1])
         padded = fill.expand(x.shape[0], channels, rows.target, columns.target).contiguous()

@@ -55,7 +55,7 @@ def backward_in_pieces(network, criterion, cuts, x, y, weights):
     """
     criterion, divisor = copy.copy(criterion), _divisor(criterion, y)
     criterion.reduction = "none"
-    outputs, total = [], torch.zeros(())
+    outputs, total = [], torch.zeros((), dtype=torch.float32)
     with network.in_pieces(len(x)) as pieces:
         for rows in cuts:
             pieces.rows = rows

@@ -96,7 +96,8 @@ class Activated:
     """Mixin for linear maps: applies the activation to what they compute."""
 
     def __init__(self, *args, activation, **kwargs):
-        super().__init__(*args, **kwargs)
+        # Whatever the caller's default is: weights are drawn alike.
+        super().__init__(*args, dtype=torch.float32, **kwargs)  # type: ignore[call-arg]
         self.activation = activation
 
     def reset_parameters(self):

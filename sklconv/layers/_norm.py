@@ -2,6 +2,7 @@
 
 from numbers import Real
 
+import torch
 from torch import nn
 
 from .._platform.sklearn import Interval
@@ -42,4 +43,5 @@ class BatchNorm(Layer):
 
     def _build(self, shape, n_classes, generator):
         torch_class = self.torch_classes[0 if len(shape) == 3 else 1]
-        return torch_class(shape[0], momentum=self.momentum, eps=self.eps), shape
+        module = torch_class(shape[0], momentum=self.momentum, eps=self.eps, dtype=torch.float32)
+        return module, shape

@@ -621,6 +621,25 @@ def test_damaged_entries_are_computed_anew(by_image, tmp_path, monkeypatch):
                 np.testing.assert_allclose(again.transform(DIGITS), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_table_that_is_damaged_within_is_made_anew(tmp_path, by_row):
+    extractor = frozen(tmp_path).fit(DIGITS)
+    wanted = extractor.transform(DIGITS)
+    file = tmp_path / "sklconv" / "rows.sqlite"
+    table = sqlite3.connect(file)
+    (page,) = table.execute("SELECT rootpage FROM sqlite_master WHERE name = 'keys'").fetchone()
+    (size,) = table.execute("PRAGMA page_size").fetchone()
+    table.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    table.close()
+    content = bytearray(file.read_bytes())
+    content[(page - 1) * size] ^= 255
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"rows.sqlite is damaged .*malformed.*: it is made anew"):
+        np.testing.assert_allclose(extractor.transform(DIGITS), wanted, rtol=1e-5, atol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(extractor.transform(DIGITS), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_row_is_that_of_its_key(tmp_path, by_row):
     extractor = frozen(tmp_path).fit(DIGITS)
     wanted = extractor.transform(DIGITS[:2])

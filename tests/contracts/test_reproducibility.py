@@ -51,6 +51,14 @@ class OwnNet(nn.Module):
         return self.dense(F.dropout(x, 0.1, training=self.training))
 
 
+class LazyNet(nn.Sequential):
+    """A user's network whose weights are drawn when it first sees an image."""
+
+    def __init__(self, num_classes):
+        conv = nn.LazyConv2d(4, 3), nn.ReLU(), nn.LazyBatchNorm2d()
+        super().__init__(*conv, nn.Flatten(), nn.LazyLinear(num_classes))
+
+
 def draw_from_everywhere(images):
     """An augmentation that draws from all three global generators."""
     if random.random() < 0.5:
@@ -72,6 +80,7 @@ CLASSIFIERS = {
     "layers": lambda: ConvNetClassifier(layers()),
     "early stopping": lambda: ConvNetClassifier(layers(), early_stopping=True),
     "class": lambda: ConvNetClassifier(TorchModule(OwnNet, width=6)),
+    "lazy class": lambda: ConvNetClassifier(TorchModule(LazyNet)),
     "instance": lambda: ConvNetClassifier(make_instance()),
     "augment": lambda: ConvNetClassifier(layers(), augment=draw_from_everywhere),
     "augment and class": lambda: ConvNetClassifier(
@@ -151,6 +160,18 @@ def test_global_states_are_left_alone(kind):
     ):
         act()
         assert_same_states(before)
+
+
+@pytest.mark.parametrize("kind", ["auto", "layers", "early stopping", "augment"])
+def test_the_callers_default_precision_does_not_count(kind):
+    wanted = make(kind).fit(X, y)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert bits(make(kind).fit(X, y)) == bits(wanted)
+        assert_array_equal(wanted.predict_proba(X_new), make(kind).fit(X, y).predict_proba(X_new))
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("kind", ["layers", "class", "augment"])

@@ -207,6 +207,15 @@ def test_a_later_fit_does_not_change_what_was_asked_for():
     assert_allclose(result.compute(), expected, **CLOSE)
 
 
+def test_further_training_does_not_change_what_was_asked_for():
+    clf = ConvNetClassifier(max_epochs=1, random_state=0).fit(DIGITS, LABELS)
+    expected = clf.predict_proba(DIGITS)
+    result = clf.predict_proba(da.from_array(DIGITS, chunks=(40, 8, 8)))
+    clf.partial_fit(DIGITS, LABELS)
+    assert_allclose(result.compute(), expected, **CLOSE)
+    assert np.abs(clf.predict_proba(DIGITS) - expected).max() > 0.01
+
+
 def test_set_output_asks_for_all_of_it(extractor):
     extractor = frozen().set_output(transform="pandas").fit(DIGITS)
     result = extractor.transform(da.from_array(DIGITS, chunks=(40, 8, 8)))

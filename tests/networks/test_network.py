@@ -1087,3 +1087,29 @@ def test_a_part_in_another_precision_stays_in_it():
     extractor = ConvFeatureExtractor(nn.Sequential(AddsDoubles()), layer="0").fit(X)
     assert extractor.module_.body[0].offset.dtype == torch.float64
     assert extractor.transform(X).dtype == np.float32
+
+
+@pytest.mark.parametrize("wrapped", [lambda module: module, Backbone])
+def test_lazy_layers_need_weights_where_none_are_trained(wrapped):
+    X = np.zeros((3, 1, 8, 8), np.float32)
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(
+        ValueError, match=r"Sequential has lazy layers, .*: call it once with a batch"
+    ):
+        ConvFeatureExtractor(wrapped(lazy), layer=-1).fit(X)
+    lazy(torch.from_numpy(X))
+    assert ConvFeatureExtractor(wrapped(lazy), layer=-1).fit_transform(X).shape == (3, 5)
+
+
+def test_a_sparse_buffer_is_left_alone():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    module.register_buffer("mask", torch.ones(1, 2, 3, 4).to_sparse())
+    X = np.zeros((3, 1, 8, 8), np.float32)
+    assert ConvFeatureExtractor(module, layer=-1).fit_transform(X).shape == (3, 3)
+
+
+def test_a_part_that_is_put_into_a_fitted_network_is_not_in_training_mode():
+    X, y = digits_like(40, 3)
+    clf = ConvNetClassifier([("conv", Conv(4, 3)), ("norm", BatchNorm())], max_epochs=1).fit(X, y)
+    clf.module_.body.norm = nn.BatchNorm2d(4).train()
+    np.testing.assert_allclose(clf.predict_proba(X)[:3], clf.predict_proba(X[:3]), atol=1e-5)
