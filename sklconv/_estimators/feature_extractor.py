@@ -46,6 +46,7 @@ from .._networks.table import NETWORK, as_table, format_scores, layer_rows, with
 from .._platform.devices import check_precision, resolve_device
 from .._platform.digests import digest_of, once, remembered
 from .._platform.layouts import ready_weights
+from .._platform.modules import own_copy
 from .._platform.randomness import draw_seed, seeded_global_states
 from .._platform.sklearn import (
     CallbackSupportMixin,
@@ -544,7 +545,7 @@ class ConvFeatureExtractor(TransformerMixin, CallbackSupportMixin, SuggestingEst
 
     def _take_module(self, X, module):
         self._infer_format(X)
-        body = copy.deepcopy(module).to(resolve_device(self.device or "auto"))
+        body = own_copy(module).to(resolve_device(self.device or "auto"))
         self._network = _in_eval_mode(PreparePixels(), remembered(ready_weights(body)))
 
     def _look_at_network(self, images, y, sample_weight):

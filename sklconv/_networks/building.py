@@ -10,7 +10,8 @@ from torch import nn
 
 from .. import layers
 from .._activations.tracing import trace_layers
-from .._platform.layouts import RightLayouts, has_lazy_weights, ready_weights
+from .._platform.layouts import RightLayouts, ready_weights
+from .._platform.modules import has_lazy_weights, own_copy
 from .._platform.randomness import generator, seeded_global_states
 from .._platform.words import by, did_you_mean, not_a_layer
 from .._pretrained.backbones import Backbone
@@ -194,7 +195,7 @@ def build_body(module, image_shape, n_classes, generator):
     if isinstance(module, TorchModule):
         return drop_auxiliary_heads(module.build(image_shape, n_classes))
     if isinstance(module, nn.Module):
-        return drop_auxiliary_heads(deepcopy(module))
+        return drop_auxiliary_heads(own_copy(module))
     raise TypeError(
         f"module={module!r} is none of 'auto', a list of (name, layer) pairs, a TorchModule, a "
         f"Backbone and a torch.nn.Module instance{_meant(module)}"

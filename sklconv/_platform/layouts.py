@@ -11,8 +11,9 @@ from itertools import chain
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+
+from .modules import refuse_lazy_weights
 
 OUTPUT, GRADIENTS = "output", "gradients"
 
@@ -33,20 +34,6 @@ def as_channels_last(x):
         # Both layouts are one in memory; only the strides tell torch which is meant.
         return x.as_strided((n, c, h, w), (h * w, 1, w, 1))
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def has_lazy_weights(module):
-    """Whether some weights will only be drawn, in the shape of the input, by a first pass."""
-    return any(is_lazy(weight) for weight in chain(module.parameters(), module.buffers()))
-
-
-def refuse_lazy_weights(module):
-    """Raise if a network that is used as it is has weights that no pass has drawn yet."""
-    if has_lazy_weights(module):
-        raise ValueError(
-            f"{type(module).__name__} has lazy layers, which have no weights before images have "
-            "passed: call it once with a batch of images"
-        )
 
 
 def ready_weights(network):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
 import weakref
@@ -20,7 +19,8 @@ from .._images.files import FileOptions
 from .._images.forms import holds_files
 from .._images.resampling import as_bytes, part_needed, resample
 from .._platform.digests import Undigestible, digest_of, remembered
-from .._platform.layouts import ready_weights, refuse_lazy_weights
+from .._platform.layouts import ready_weights
+from .._platform.modules import own_copy, refuse_lazy_weights
 from .._platform.passes import pass_hooks
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
@@ -420,12 +420,12 @@ def _shared_copy(module, weights, stamp, device):
         learns = tuple(parameter.requires_grad for parameter in module.parameters())
         key = (weights, stamp, device, digest_of(module), learns)
     except Undigestible:
-        return _prepared(copy.deepcopy(module), weights, device)
+        return _prepared(own_copy(module), weights, device)
     known = _copies.get(module)
     if known is None or known[0] != key:
         _copies[module] = known = (
             key,
-            remembered(_prepared(copy.deepcopy(module), weights, device)),
+            remembered(_prepared(own_copy(module), weights, device)),
         )
     return known[1]
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -1113,3 +1114,38 @@ def test_a_part_that_is_put_into_a_fitted_network_is_not_in_training_mode():
     clf = ConvNetClassifier([("conv", Conv(4, 3)), ("norm", BatchNorm())], max_epochs=1).fit(X, y)
     clf.module_.body.norm = nn.BatchNorm2d(4).train()
     np.testing.assert_allclose(clf.predict_proba(X)[:3], clf.predict_proba(X[:3]), atol=1e-5)
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(torch.jit.script(nn.Conv2d(1, 4, 3)), nn.Flatten(), nn.Linear(144, 2))
+
+
+def with_old_weight_norm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(64, 2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (scripted, TypeError, "a ScriptModule, .*: give the module that it was made of"),
+        (with_old_weight_norm, ValueError, "can't be copied.* torch.nn.utils.parametrizations"),
+        (lambda: nn.Linear(64, 2, device="meta"), ValueError, "on torch's device 'meta'"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda module: ConvFeatureExtractor(module, layer=-1),
+        lambda module: ConvFeatureExtractor(Backbone(module), layer=-1),
+        lambda module: ConvNetClassifier(module, max_epochs=1),
+        lambda module: ConvNetClassifier(Backbone(module), max_epochs=1),
+    ],
+    ids=["extractor", "extractor of a backbone", "classifier", "fine-tuning"],
+)
+def test_modules_that_can_not_be_used(use, make, error, message):
+    with pytest.raises(error, match=message):
+        use(make()).fit(*digits_like(8, 2, (8, 8)))
