@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import is_classifier
 from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .._engines.graph import OPSET, exporting, first_line
@@ -185,8 +185,12 @@ def _form_at_fit(model):
 
 
 def _first_step(model):
-    while isinstance(model, Pipeline):
-        model = model.steps[0][1]
+    """Return the first step; of a FeatureUnion one with a network, if there is any."""
+    if isinstance(model, Pipeline):
+        return _first_step(model.steps[0][1])
+    if isinstance(model, FeatureUnion):
+        parts = [_first_step(part) for _, part in model.transformer_list]
+        return next((part for part in parts if isinstance(part, OWN)), model)
     return model
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exported_networks import Branches, Branching, ScaledByTheirNumber
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_digits
@@ -165,24 +165,25 @@ def test_a_support_vector_machine_behind_a_net(y, head):
         assert_same_labels(labels, wanted[:n], model, model.predict(X[:n]), margin)
 
 
+FEW_AND_MANY = [
+    SVC(),
+    NuSVC(nu=0.1),
+    LinearSVC(C=1e-3),
+    RidgeClassifier(),
+    SGDClassifier(random_state=0),
+]
+
+
 @pytest.mark.parametrize(
-    "head",
+    ("head", "n_classes"),
     [
-        SVC(),
-        NuSVC(nu=0.1),
-        LinearSVC(C=1e-3),
-        RidgeClassifier(),
-        SGDClassifier(random_state=0),
-        QuadraticDiscriminantAnalysis(reg_param=0.1),
-        OneVsOneClassifier(LinearSVC(C=1e-3)),
+        *((head, n) for head in FEW_AND_MANY for n in (2, 10)),
+        (QuadraticDiscriminantAnalysis(reg_param=0.1), 2),
+        (OneVsOneClassifier(LinearSVC(C=1e-3)), 10),
     ],
-    ids=lambda head: type(head).__name__,
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseEstimator) else str(value),
 )
-@pytest.mark.parametrize("n_classes", [2, 10])
 def test_outputs_are_a_label_an_image_and_a_column_a_class(head, n_classes):
-    kind = type(head).__name__
-    if (kind, n_classes) in [("OneVsOneClassifier", 2), ("QuadraticDiscriminantAnalysis", 10)]:
-        pytest.skip("converted wrongly; can't be fitted")
     y_few = y % n_classes
     features = ConvFeatureExtractor(FrozenEstimator(digits_net(y)), layer="dense")
     model = make_pipeline(features, StandardScaler(), clone(head)).fit(X[:600], y_few[:600])
@@ -372,6 +373,13 @@ def test_tokens(pool):
     images = X.astype(np.float32).reshape(-1, 1, 8, 8) / 16
     model = ConvFeatureExtractor(Tokens(), layer="block", pool=pool, device="cpu").fit(images)
     assert_same(to_onnx(model), images, model.transform(images[:300]))
+
+
+def test_without_X_the_form_of_a_union_is_that_of_its_networks():
+    images = X[:300].reshape(-1, 8, 8)
+    parts = [ConvFeatureExtractor(net(), layer=layer) for layer in ("conv1", "dense")]
+    model = make_union(*parts).fit(images, y[:300])
+    assert_same(to_onnx(model), images.astype(np.float32), model.transform(images))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
