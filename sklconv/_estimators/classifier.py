@@ -85,7 +85,8 @@ class ConvNetClassifier(
         ``"adamw"``, ``"adam"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"adadelta"``,
         ``"nadam"``, ``"lbfgs"`` or a class of `torch.optim`.
     optimizer_params : dict or None, default=None
-        Further arguments of the optimizer, such as ``{"momentum": 0.9, "nesterov": True}``.
+        Further arguments of the optimizer, such as ``{"momentum": 0.9, "nesterov": True}``;
+        ``lr`` and ``weight_decay`` are parameters of the classifier, and an error here.
     lr : float or "auto", default="auto"
         Learning rate; with a schedule, the highest one. "auto": 3e-3; where a network is
         trained from scratch by "adamw" or "adam" with a schedule, 3e-3 for 1,500 batches of 128
@@ -95,8 +96,8 @@ class ConvNetClassifier(
         Decoupled for ``"adamw"``, an L2 penalty for the other optimizers.
     lr_schedule : {"auto", "onecycle", "cosine"} or None, default="auto"
         How the learning rate changes from batch to batch. "auto": "onecycle", or None with
-        ``early_stopping``, as the number of epochs is then not known beforehand. None: it is
-        constant.
+        ``early_stopping``, as the number of epochs is then not known beforehand, and with skorch's
+        ``LRScheduler`` among the ``callbacks``. None: it is constant, or as callbacks set it.
     max_epochs : int, default=10
         Number of passes over the training data.
     batch_size : int or "auto", default="auto"

@@ -20,7 +20,8 @@ from skorch.utils import TeeGenerator
 from .._images.batches import ImageSet, SkorchBatches, augmented, training_batches
 from .._images.sources import slices
 from .._platform.devices import step_memory_kept
-from .optimizers import OPTIMIZERS, lean_step, optimizer_settings
+from .callbacks import check_callbacks, lacks_validation
+from .optimizers import OPTIMIZERS, ScheduledRates, lean_step, optimizer_settings
 from .pieces import backward_in_pieces, cut_in_pieces
 from .state import TrainingState, set_values, values_of
 
@@ -139,20 +140,18 @@ class LeanNet(NeuralNetClassifier):
 
     def _train_epochs(self, training, state, datasets):
         cuts = training_batches(len(training.train), training.batch_size)
-        base_lrs = [group["lr"] for group in self.optimizer_.param_groups]
-        factors = None
-        if training.schedule is not None:
-            factors = training.schedule(training.epochs * len(cuts)).reshape(training.epochs, -1)
+        rates = ScheduledRates(self.optimizer_, training.schedule, training.epochs * len(cuts))
         stopping = state.stopping
         try:
             for epoch in range(state.n_epochs, training.epochs):
-                lrs = None if factors is None else np.outer(factors[epoch], base_lrs).tolist()
                 epoch_of = f"epoch {epoch + 1} of {training.epochs}"
                 training.bar.set_description_str(epoch_of, refresh=False)
                 if training.tasks is not None:
                     training.tasks.begin_epoch()
                 self.notify("on_epoch_begin", **datasets)
-                row = self._run_epoch(training, state, cuts, lrs)
+                rates.check_unchanged()
+                row = self._run_epoch(training, state, cuts, rates)
+                rates.check_unchanged()
                 state.n_epochs += 1
                 if stopping is not None:
                     stopping.watch(self.module_, row["valid_loss"])
@@ -166,7 +165,7 @@ class LeanNet(NeuralNetClassifier):
                 if training.after_epoch is not None:
                     training.after_epoch(state)
         finally:
-            self._set_lrs(base_lrs)
+            rates.restore()
         self._check_weights()
         if stopping is not None:
             stopping.restore_best(self.module_)
@@ -192,9 +191,9 @@ class LeanNet(NeuralNetClassifier):
         for group, renewed in zip(self.optimizer_.param_groups, groups, strict=True):
             group["lr"] = renewed.get("lr", settings["lr"])
 
-    def _run_epoch(self, training, state, cuts, lrs):
+    def _run_epoch(self, training, state, cuts, rates):
         started = time.perf_counter()
-        row = self._train_epoch(training, state, cuts, lrs) | self._validate(training)
+        row = self._train_epoch(training, state, cuts, rates) | self._validate(training)
         lr = self.optimizer_.param_groups[0]["lr"]
         row |= {"lr": lr, "duration": time.perf_counter() - started}
         self._record(row, len(cuts))
@@ -202,7 +201,7 @@ class LeanNet(NeuralNetClassifier):
             training.report(self.history_row(-1))
         return row
 
-    def _train_epoch(self, training, state, cuts, lrs):
+    def _train_epoch(self, training, state, cuts, rates):
         """Train on all batches; what a GPU computes is not waited for before the end."""
         module, data = training.part or self.module_, training.train
         self.module_.train()
@@ -218,8 +217,7 @@ class LeanNet(NeuralNetClassifier):
         )
         with data.batches(cuts, self.device, order.numpy()) as batches:
             for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
-                if lrs is not None:
-                    self._set_lrs(lrs[number])
+                rates.set_those_of(state.n_epochs * len(cuts) + number)
                 y, w = targets[cut], None if weights is None else weights[cut]
                 if training.augment is not None:
                     x = augmented(x, training.augment, module)
@@ -241,10 +239,6 @@ class LeanNet(NeuralNetClassifier):
             "train_loss": float(torch.stack(losses).cpu().double() @ sizes) / len(data),
             "train_accuracy": float(hits.sum()) / len(data),
         }
-
-    def _set_lrs(self, lrs):
-        for group, lr in zip(self.optimizer_.param_groups, lrs, strict=True):
-            group["lr"] = lr
 
     def _check_losses(self, losses, cuts, first):
         finite = torch.isfinite(torch.stack(losses)).tolist()
@@ -362,6 +356,13 @@ class LeanNet(NeuralNetClassifier):
     def _callback_stops(self, datasets):
         try:
             self.notify("on_epoch_end", **datasets)
+        except (KeyError, ValueError) as error:
+            if not lacks_validation(error, datasets["dataset_valid"]):
+                raise
+            raise ValueError(
+                f"callbacks: {error.args[0]} There are no validation data: pass X_val and y_val "
+                "to fit, or early_stopping=True, which holds some out"
+            ) from error
         except KeyboardInterrupt as interrupt:
             # skorch's callbacks wish to stop by raising it; a Ctrl-C goes on.
             if not _raised_by_code(interrupt):
@@ -423,10 +424,16 @@ def make_net(
     """Return an initialized `LeanNet` around ``network``."""
     net_params = dict(net_params or {})
     _check_net_params(net_params)
+    check_callbacks(callbacks)
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
-    settings = optimizer_settings(optimizer, weight_decay, device) | (optimizer_params or {})
+    settings = optimizer_settings(optimizer, weight_decay, device)
+    _check_optimizer_params(optimizer_params or {}, settings)
+    settings |= optimizer_params or {}
+    settings = {f"optimizer__{key}": value for key, value in settings.items()}
     net_params.setdefault("criterion", torch.nn.CrossEntropyLoss)
     net_params |= rates
+    if twice := settings.keys() & net_params:
+        raise ValueError(f"net_params: {min(twice)!r} is set by weight_decay or optimizer_params")
     net = LeanNet(
         network,
         optimizer=optimizer,
@@ -436,7 +443,7 @@ def make_net(
         classes=np.arange(n_classes),
         train_split=None,
         verbose=verbose,
-        **{f"optimizer__{key}": value for key, value in settings.items()},
+        **settings,
         **net_params,
     )
     try:
@@ -464,6 +471,12 @@ def _check_net_params(net_params):
             raise ValueError(f"net_params: {key!r} is set by the engine and can't be given")
         if key in CLASSIFIER_OWNED:
             raise ValueError(f"net_params: {key!r} is a parameter of ConvNetClassifier itself")
+
+
+def _check_optimizer_params(optimizer_params, settings):
+    # A weight_decay that torch's signature does not show reaches the optimizer this way alone.
+    for key in {"lr", *({"weight_decay"} & settings.keys())} & optimizer_params.keys():
+        raise ValueError(f"optimizer_params: {key!r} is a parameter of ConvNetClassifier itself")
 
 
 def _as_dataset(image_set):

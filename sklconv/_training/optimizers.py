@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from functools import partial
 
 import numpy as np
@@ -113,6 +114,53 @@ class FusedAdamSteps:
             if parameters:
                 keys = ("exp_avg", "exp_avg_sq", "step")
                 self.groups.append((group, parameters, *([s[k] for s in state] for k in keys)))
+
+
+class ScheduledRates:
+    """The learning rates of an optimizer, set from batch to batch if there is a schedule.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Whose rates are the highest ones.
+    schedule : callable or None
+        As in `SCHEDULES`. None: the rates are left to whoever sets them.
+    n_batches : int
+        Of all epochs.
+    """
+
+    def __init__(self, optimizer, schedule, n_batches):
+        self.optimizer = optimizer
+        self.highest = self.latest = self._read()
+        self.factors = None if schedule is None else schedule(n_batches).tolist()
+
+    def set_those_of(self, batch):
+        """Set the rates of a batch, counted from the first epoch on."""
+        if self.factors is not None:
+            self._write([self.factors[batch] * lr for lr in self.highest])
+
+    def check_unchanged(self):
+        """Warn if others have set the rates meanwhile: they will be set anew."""
+        if self.factors is None or self._read() == self.latest:
+            return
+        warnings.warn(
+            "a callback set the learning rate, which has no effect: lr_schedule sets it anew "
+            "before each batch. Set lr_schedule=None",
+            UserWarning,
+            stacklevel=1,  # one place, so that Python shows it once
+        )
+
+    def restore(self):
+        """Set the rates that there were before."""
+        self._write(self.highest)
+
+    def _read(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def _write(self, lrs):
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
+        self.latest = lrs
 
 
 def one_cycle(n_steps):

@@ -13,8 +13,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.svm import SVC
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
 from sklconv.layers import Conv, Dense, Dropout, MaxPool
@@ -402,6 +403,19 @@ def first_image(batch):
         ),
         bad("own parameter", {"net_params": {"lr": 1}}, ["net_params", "'lr'"]),
         bad("unknown to skorch", {"net_params": {"foo": 1}}, ["foo"]),
+        bad("rate", {"optimizer_params": {"lr": 0.1}}, ["optimizer_params", "'lr'"]),
+        bad("decay in net_params", {"net_params": {"optimizer__weight_decay": 1}}, ["net_params"]),
+        bad("decay", {"optimizer_params": {"weight_decay": 1}}, ["optimizer_p", "'weight_decay'"]),
+        bad(
+            "a callback that needs validation data",
+            {"callbacks": [EarlyStopping()]},
+            ["callbacks", "'valid_loss'", "X_val", "early_stopping=True"],
+        ),
+        bad(
+            "a schedule that needs validation data",
+            {"callbacks": [LRScheduler(ReduceLROnPlateau, monitor="valid_loss")]},
+            ["callbacks", "'valid_loss'", "X_val", "early_stopping=True"],
+        ),
         bad(
             "hold-out too small",
             {"early_stopping": True, "validation_fraction": 0.05},
@@ -427,6 +441,15 @@ def test_bad_parameters_of_the_classifier(params, words, fitted):
         clf.set_params(**params)
         with nothing_lost(estimator):
             check_raises(lambda estimator=estimator: estimator.fit(X, y), ValueError, words)
+
+
+@pytest.mark.parametrize("callback", [KeyError, ("bar", object())])
+def test_callbacks_of_another_kind(callback, fitted):
+    clf = fitted["classifier"].set_params(callbacks=[callback])
+    with nothing_lost(clf):
+        check_raises(
+            lambda: clf.fit(X, y), TypeError, ["callbacks", "no callback", "set_callbacks"]
+        )
 
 
 @pytest.mark.parametrize(

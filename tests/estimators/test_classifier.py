@@ -675,10 +675,16 @@ def test_optimizers_by_name_and_class_against_torch(optimizer):
 
 
 def test_optimizer_params_go_before_what_the_engine_sets():
-    clf = full_batch(
-        optimizer="adamw", optimizer_params={"fused": False, "weight_decay": 0.5}, weight_decay=0.1
-    ).fit(X, y)
+    clf = full_batch(optimizer="adamw", optimizer_params={"fused": False}).fit(X, y)
     assert not clf.net_.optimizer_.defaults["fused"]
+
+
+def test_optimizer_params_may_hold_a_weight_decay_that_the_engine_can_not_see():
+    class Decaying(torch.optim.SGD):
+        def __init__(self, params, **settings):
+            super().__init__(params, **settings)
+
+    clf = full_batch(optimizer=Decaying, optimizer_params={"weight_decay": 0.5}).fit(X, y)
     assert clf.net_.optimizer_.defaults["weight_decay"] == 0.5
 
 

@@ -118,8 +118,8 @@ def torch_module():
 
 
 OPTIMIZERS = {
-    "sgd": (torch.optim.SGD, {"weight_decay": 0.1}),
-    "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "sgd": (torch.optim.SGD, {}),
+    "adamw": (torch.optim.AdamW, {}),
     # Evaluates a batch several times a step.
     "lbfgs": (torch.optim.LBFGS, {"max_iter": 3}),
 }
@@ -131,11 +131,13 @@ def train_both(module, optimizer, validated):
     # LBFGS can't bear changing batches, and learns from differences of gradients: between steps
     # that are too short these are rounding alone.
     batch_size, lr = (100, 1.0) if optimizer == "lbfgs" else (25, 0.01)
+    decay = {} if optimizer == "lbfgs" else {"weight_decay": 0.1}
     reference_module = untrained() if module is None else copy.deepcopy(module)
     clf = small(
         **({} if module is None else {"module": module}),
         optimizer=optimizer,
         optimizer_params=params,
+        weight_decay=0.1,
         lr=lr,
         lr_schedule=None,
         batch_size=batch_size,
@@ -146,7 +148,7 @@ def train_both(module, optimizer, validated):
         criterion=nn.CrossEntropyLoss,
         optimizer=torch_class,
         lr=lr,
-        **{f"optimizer__{name}": value for name, value in params.items()},
+        **{f"optimizer__{name}": value for name, value in (params | decay).items()},
         max_epochs=3,
         batch_size=batch_size,
         iterator_train=Replay,
@@ -266,11 +268,14 @@ def test_train_end_checkpoint_and_load_init_state(tmp_path):
 
 
 @pytest.mark.parametrize("step_every", ["epoch", "batch"])
-def test_lr_scheduler(step_every):
+@pytest.mark.parametrize("name", [None, "schedule"])
+@pytest.mark.parametrize("lr_schedule", ["auto", None])
+def test_lr_scheduler(lr_schedule, name, step_every):
     schedule = callbacks.LRScheduler(
         torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5, step_every=step_every
     )
-    clf = small(lr=0.08, lr_schedule=None, max_epochs=3, callbacks=[schedule]).fit(X, y)
+    given = [schedule if name is None else (name, schedule)]
+    clf = small(lr=0.08, lr_schedule=lr_schedule, max_epochs=3, callbacks=given).fit(X, y)
     rates = [row["lr"] for row in clf.history_]
     if step_every == "epoch":
         assert_allclose(rates, [0.08, 0.04, 0.02])
@@ -290,6 +295,39 @@ def test_lr_scheduler_that_watches_the_loss():
     )
     clf = small(lr=0.01, lr_schedule=None, callbacks=[schedule]).fit(X, y, **VALIDATION)
     assert_allclose([row["lr"] for row in clf.history_], [0.01, 0.01, 0.001])
+
+
+class HalvedRates(callbacks.Callback):
+    """A schedule of a user's own: it halves the learning rates at one of the events."""
+
+    def __init__(self, event):
+        self.event = event
+
+    def initialize(self):
+        setattr(self, self.event, self._halve)
+        return self
+
+    def _halve(self, net, **kwargs):
+        for group in net.optimizer_.param_groups:
+            group["lr"] /= 2
+
+
+@pytest.mark.parametrize("event", ["on_epoch_begin", "on_batch_end", "on_epoch_end"])
+@pytest.mark.parametrize("lr_schedule", ["auto", "cosine"])
+def test_rates_of_a_callback_beside_those_of_a_schedule(lr_schedule, event):
+    params = {"lr": 0.08, "callbacks": [HalvedRates(event)]}
+    with pytest.warns(UserWarning, match=r"no effect.* Set lr_schedule=None"):
+        clf = small(lr_schedule=lr_schedule, **params).fit(X, y)
+    plain = small(lr_schedule=lr_schedule, lr=0.08).fit(X, y)
+    assert_allclose(weights_of(clf), weights_of(plain), rtol=1e-4, atol=1e-6)
+    alone = small(lr_schedule=None, **params).fit(X, y)
+    assert alone.history_[-1]["lr"] <= 0.02
+
+
+def test_lr_scheduler_beside_a_schedule_that_was_asked_for():
+    schedule = callbacks.LRScheduler(torch.optim.lr_scheduler.StepLR, step_size=1)
+    with pytest.warns(UserWarning, match=r"no effect.* Set lr_schedule=None"):
+        small(lr_schedule="onecycle", callbacks=[schedule]).fit(X, y)
 
 
 @pytest.mark.parametrize("use_caching", [False, True])
