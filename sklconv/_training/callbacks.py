@@ -1,6 +1,7 @@
 """skorch's callbacks as users give them: in a list, some as classes or with a name."""
 
-from skorch.callbacks import Callback, LRScheduler
+# skorch's, by its name: skorch itself is imported in one file, that of the net.
+SCHEDULER = "LRScheduler"
 
 
 def check_callbacks(callbacks):
@@ -9,15 +10,15 @@ def check_callbacks(callbacks):
         if not hasattr(callback, "set_params"):
             raise TypeError(
                 f"callbacks: {callback!r} is no callback of skorch's kind, a subclass of "
-                f"{Callback.__module__}.{Callback.__name__}. scikit-learn's own are set by "
-                "set_callbacks (since scikit-learn 1.9)"
+                "skorch.callbacks.Callback. scikit-learn's own are set by set_callbacks (since "
+                "scikit-learn 1.9)"
             )
 
 
 def set_learning_rates(callbacks):
     """Whether there is one among ``callbacks`` that is for setting the learning rate."""
     kinds = (each if isinstance(each, type) else type(each) for each in _unnamed(callbacks))
-    return any(issubclass(kind, LRScheduler) for kind in kinds)
+    return any(base.__name__ == SCHEDULER for kind in kinds for base in kind.__mro__)
 
 
 def lacks_validation(error, dataset_valid):
