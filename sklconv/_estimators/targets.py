@@ -75,6 +75,8 @@ def _weights_by_class(class_weight, y, classes):
     if unknown and not all(label in class_weight for label in labels):
         raise ValueError(f"class_weight has weights of {unknown}, not among the classes {labels}")
     of_classes = np.array([class_weight.get(label, 1) for label in labels], np.float64)
+    if not np.isfinite(of_classes).all():
+        raise ValueError(f"class_weight={class_weight}: weights must be finite numbers")
     if of_classes.min() < 0:
         raise ValueError(f"class_weight={class_weight} holds negative weights")
     return of_classes[encode_labels(y, classes, "y")]

@@ -51,6 +51,12 @@ MAX_THREADS = 4
 # What a reason ends in where a reader may help.
 TAKE_A_READER = "; take a reader that returns it as an array"
 
+# Behind what says that a folder is no image.
+FOLDER_REMEDY = (
+    "list its files, for example sorted(Path(folder).glob('*.jpg')), or with labels "
+    "sklearn.datasets.load_files(folder, load_content=False)"
+)
+
 # Pixels of 16 bits that are made 8 bits at a time.
 STRIP_PIXELS = 2**16
 
@@ -352,6 +358,8 @@ class ImageFiles(ImageSource):
 
         if isinstance(error, _Unreadable):
             return str(error)
+        if isinstance(error, IsADirectoryError):
+            return f"is a directory: {FOLDER_REMEDY}"
         if isinstance(error, OSError) and error.strerror:
             return error.strerror.lower()
         if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -494,6 +502,8 @@ def _fit_shared(image, shape, fitting):
 def _fit_image(image, shape, fitting, drafted=None):
     channels, *target = shape
     image.load()
+    if 0 in image.size:
+        raise _Unreadable(f"it has no pixels ({image.width} × {image.height})")
     size, scales = drafted or (image.size, (1, 1))
     orientation = _orientation(image)
     spans = fitting.spans(turned(size, orientation)[::-1], target)

@@ -1,6 +1,9 @@
 """What X is: the forms that images come in, and the shape that they are read in."""
 
 import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, MappingView, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
 from os import PathLike
@@ -10,7 +13,15 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from .._platform.devices import leave_parents_threads
-from .files import PLAIN, FileOptions, ImageFiles, as_file_list, is_image_files, is_pil_image
+from .files import (
+    FOLDER_REMEDY,
+    PLAIN,
+    FileOptions,
+    ImageFiles,
+    as_file_list,
+    is_image_files,
+    is_pil_image,
+)
 from .sources import ImageArray
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
@@ -34,6 +45,8 @@ class ImageFormat:
         are made arrays first, as `load_images` does.
         """
         image_shape = check_image_shape(image_shape)
+        if data_format != CHANNELS_FIRST:
+            _warn_of_channels_last(image_shape)
         plain = replace(files, shape=None, fitting=None)
         if not holds_files(X):
             inferred = cls._infer_from_array(X, image_shape, data_format)
@@ -148,6 +161,20 @@ def check_image_shape(image_shape):
     return tuple(int(n) for n in (shape if len(shape) == 3 else (1, *shape)))
 
 
+def _warn_of_channels_last(image_shape):
+    """Warn of an ``image_shape``, (C, H, W) or None, that looks like (H, W, C)."""
+    if image_shape is None or image_shape[0] <= 4 or image_shape[2] not in (1, 3, 4):
+        return
+    height, width, channels = image_shape
+    warnings.warn(
+        f"image_shape={image_shape} is read as (channels, height, width): {height} channels of "
+        f"{width} × {channels} pixels. For images of {height} × {width} pixels say image_shape="
+        f"{(channels, height, width)}; if it is meant, data_format={CHANNELS_FIRST!r}",
+        UserWarning,
+        stacklevel=1,  # one place, so that Python shows it once
+    )
+
+
 def _infer_from_4d(x_shape, image_shape, data_format):
     first, last = x_shape[1:], (x_shape[3], *x_shape[1:3])
     if image_shape is not None:
@@ -201,8 +228,7 @@ def check_images(estimator, X, *, reset):
     """
     leave_parents_threads()
     X = computed(X)
-    if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
-        raise TypeError("X is a single image: put it into a list, [X]")
+    _check_container(X)
     if is_image_files(X):
         return as_file_list(X)
     if (isinstance(X, (list, tuple)) and not X) or getattr(X, "shape", None) == (0,):
@@ -227,6 +253,19 @@ def check_images(estimator, X, *, reset):
         raise
     _check_dimensions(X)
     return _as_numeric(X)
+
+
+def _check_container(X):
+    if isinstance(X, (str, bytes, PathLike)) or is_pil_image(X):
+        if isinstance(X, (str, PathLike)) and os.path.isdir(X):
+            raise TypeError(f"X is a folder: {FOLDER_REMEDY}")
+        raise TypeError("X is a single image: put it into a list, [X]")
+    if hasattr(X, "shape"):  # which sparse matrices have, some of which are mappings
+        return
+    if isinstance(X, (Iterator, Set, MappingView)):
+        raise TypeError(f"X is a {type(X).__name__}: put its images into a list, list(X)")
+    if isinstance(X, Mapping):
+        raise TypeError(f"X is a {type(X).__name__}: pass the images that it holds, X[key]")
 
 
 def is_dask(X):

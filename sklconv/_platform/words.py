@@ -38,12 +38,22 @@ def did_you_mean(name, names, *, n=1, form="{!r}"):
     return f" Did you mean {', '.join(form.format(known[other]) for other in nearest)}?"
 
 
+# Names in a message.
+MANY = 10
+
+
 def not_a_layer(parameter, name, names, *words):
     """Return the error of a ``parameter`` that takes a layer's name, or one of ``words``."""
-    return (
-        f"{parameter}={name!r} is not a layer of this network. Its layers are: "
-        f"{', '.join(names)}.{did_you_mean(name, [*names, *words])}"
-    )
+    names = list(names)
+    listed = f"Its layers are: {', '.join(names)}"
+    if len(names) > 2 * MANY:
+        near = difflib.get_close_matches(name, names, n=MANY, cutoff=0.5) or names[:MANY]
+        listed = (
+            f"Of its {len(names)} layers: {', '.join(sorted(near, key=names.index))}, …; "
+            "layer_table_ and `sklconv layers` list them all"
+        )
+    hint = did_you_mean(name, [*names, *words])
+    return f"{parameter}={name!r} is not a layer of this network. {listed}.{hint}"
 
 
 def by(sizes):

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import torch
 
-from .._platform.words import by, did_you_mean
+from .._platform.words import MANY, by, did_you_mean
 from .heads import AUXILIARY, drop_auxiliary_heads
 
 
@@ -274,15 +274,26 @@ def adapt_weights(module, state):
 
 
 def suggest_network(name, form="{!r}"):
-    """Return " Did you mean 'timm/…'?" of the network that is most like ``name``, or ""."""
+    """Return " Did you mean 'timm/…'?" of the network that is most like ``name``, or "".
+
+    Where none is, and a library is not installed that may have it, say so of this one.
+    """
     named, _, bare = name.rpartition("/")
+    unknown = []
     for library in sorted(LIBRARIES, key=lambda library: library != named):
-        with suppress(ImportError):
+        try:
             names = _import(library, name).names()
-            hint = did_you_mean(bare, names, form=form.format(f"{library}/{{}}"))
-            if hint:
-                return hint
-    return ""
+        except ImportError:
+            unknown.append(library)
+            continue
+        hint = did_you_mean(bare, names, form=form.format(f"{library}/{{}}"))
+        if hint:
+            return hint
+    if named in LIBRARIES and bare:
+        return f" Did you mean {form.format(name)}?"
+    if not unknown or named:
+        return ""
+    return f" A network of {unknown[0]} is {form.format(f'{unknown[0]}/{bare}')}"
 
 
 def _find(network):
@@ -318,4 +329,6 @@ def _import(library, network):
 def _unknown(network, names):
     library, _, name = network.partition("/")
     hint = did_you_mean(name, names, n=3, form=f"{library}/{{}}")
+    if not hint and len(names) <= MANY:
+        hint = f" It has: {', '.join(f'{library}/{known}' for known in names)}"
     return ValueError(f"Backbone: {library} has no network {name!r}.{hint}")

@@ -215,7 +215,7 @@ class LeanNet(NeuralNetClassifier):
         train_batch = partial(
             self._train_batch, module, list(module.parameters()), training.piece, step
         )
-        with data.batches(cuts, self.device, order.numpy()) as batches:
+        with data.batches(cuts, self.device, order.numpy()) as batches, _batch_norm_explained():
             for number, (cut, x) in enumerate(zip(cuts, batches, strict=True)):
                 rates.set_those_of(state.n_epochs * len(cuts) + number)
                 y, w = targets[cut], None if weights is None else weights[cut]
@@ -477,6 +477,19 @@ def _check_optimizer_params(optimizer_params, settings):
     # A weight_decay that torch's signature does not show reaches the optimizer this way alone.
     for key in {"lr", *({"weight_decay"} & settings.keys())} & optimizer_params.keys():
         raise ValueError(f"optimizer_params: {key!r} is a parameter of ConvNetClassifier itself")
+
+
+@contextmanager
+def _batch_norm_explained():
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "batch normalisation needs two values or more of each channel in a batch, and there "
+            "was one: take a larger batch_size, more than 1 image, or leave the layer out"
+        ) from error
 
 
 def _as_dataset(image_set):

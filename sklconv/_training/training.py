@@ -81,6 +81,8 @@ def _train(recipe, data, valid, state, old, partial, start, listeners):
         else:
             net = _make_net(recipe, data, old, seeds[0])
         trace = _set_up(recipe, net.module_)
+        if old is None and isinstance(net.criterion_, torch.nn.CrossEntropyLoss):
+            _warn_of_probabilities(trace.output)
         penultimate = penultimate_tap(trace, net.module_)
         state.layer_rows = layer_rows(net.module_.body, *trace, penultimate=penultimate)
         report = None
@@ -136,6 +138,18 @@ def _set_up(recipe, network):
         raise ValueError(f"freeze={recipe.freeze!r} leaves nothing to train")
     network.precision = recipe.precision
     return trace_network(network, recipe.image_shape, recipe.n_classes)
+
+
+def _warn_of_probabilities(output):
+    """Warn if ``output``, of blank images, has rows that are no logits but sum to 1."""
+    sums = output.sum(1)
+    if bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), 0, 1e-4):
+        warnings.warn(
+            "module puts out probabilities, and a cross-entropy expects logits: it trains badly, "
+            "and predict_proba is wrong. Leave the softmax out",
+            UserWarning,
+            stacklevel=1,  # one place, so that Python shows it once
+        )
 
 
 def _trained_part(recipe, network, calls, output):

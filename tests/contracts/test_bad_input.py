@@ -2,6 +2,8 @@
 
 import copy
 import signal
+import sys
+import tempfile
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,8 +19,8 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier
-from sklconv.layers import Conv, Dense, Dropout, MaxPool
+from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
+from sklconv.layers import BatchNorm, Conv, Dense, Dropout, MaxPool
 
 LAYERS = [
     ("conv", Conv(4, 3)),
@@ -127,6 +129,11 @@ BAD_X = [
         ValueError,
         ["(3, 8, 8)", "X[1] has (3, 8, 9)"],
     ),
+    bad("a generator", (image for image in X), TypeError, ["X is a generator", "list(X)"]),
+    bad("a set", {1.0, 2.0}, TypeError, ["X is a set", "list(X)"]),
+    bad("a dict", {"images": X}, TypeError, ["X is a dict", "X[key]"]),
+    bad("values of a dict", {"images": X}.values(), TypeError, ["X is a dict_values", "list(X)"]),
+    bad("a folder", tempfile.gettempdir(), TypeError, ["X is a folder", "glob", "load_files"]),
     bad("rows of two lengths", [[1.0] * 64, [1.0] * 63], ValueError, ["(64,)", "(63,)"]),
 ]
 
@@ -312,6 +319,8 @@ def test_bad_sample_weights(weights, words, fitted):
     [
         bad("negative", {"a": -1}, ["class_weight", "negative"]),
         bad("all zero", {"a": 0, "b": 0, "c": 0}, ["class_weight", "zero"]),
+        bad("NaN", {"a": np.nan}, ["class_weight", "finite"]),
+        bad("infinity", {"a": np.inf}, ["class_weight", "finite"]),
         bad("no class", {"a": 2, "d": 2}, ["class_weight", "['d']", "['a', 'b', 'c']"]),
     ],
 )
@@ -421,6 +430,11 @@ def first_image(batch):
             {"early_stopping": True, "validation_fraction": 0.05},
             ["early_stopping", "validation_fraction=0.05", "3 classes", "X_val"],
         ),
+        bad(
+            "batch normalisation of single images",
+            {"module": [("dense", Dense(8)), ("norm", BatchNorm())], "batch_size": 1},
+            ["batch normalisation", "batch_size", "more than 1"],
+        ),
         bad("augment loses images", {"augment": first_image}, ["augment returned (1, 1, 8, 8)"]),
         bad("augment returns none", {"augment": lambda x: None}, ["augment returned NoneType"]),
         bad(
@@ -481,6 +495,15 @@ def test_a_word_that_is_meant_is_proposed(params, meant):
 def test_a_network_by_name_is_a_backbone(name, meant, timm):
     with pytest.raises(ValueError, match=rf"^estimator='{name}' is none of .* None\.{meant}$"):
         ConvFeatureExtractor(name).fit(X)
+
+
+@pytest.mark.parametrize("named", ["resnet18", "timm/resnet18"])
+@pytest.mark.parametrize("estimator", [ConvNetClassifier, ConvFeatureExtractor])
+def test_a_network_of_a_library_that_is_not_installed(estimator, named, monkeypatch):
+    for package in ("timm", "torchvision", "torchvision.models", "efficientnet_lite_pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises((TypeError, ValueError), match=r"Backbone\('timm/resnet18'\)\??$"):
+        estimator(named).fit(X, y)
 
 
 @pytest.mark.parametrize("params", [{"optimizer": "xyz"}, {"class_weight": "even"}, {"lr": "a"}])
@@ -586,6 +609,56 @@ def test_bad_parameters_of_the_extractor(params, error, words, fitted):
         features.batch_size = None
         np.testing.assert_array_equal(features.transform(X), expected)
     check_raises(lambda: extractor(**params).fit(X, y), error, words)
+
+
+# What is read in silence, but for a warning
+
+
+def probabilities():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Softmax(1))
+
+
+@pytest.mark.parametrize("module", [probabilities(), TorchModule(probabilities)])
+def test_a_network_that_puts_out_probabilities(module):
+    with pytest.warns(UserWarning, match="puts out probabilities.*logits.*Leave the softmax out"):
+        classifier().set_params(module=module).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"module": nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.LogSoftmax(1))},
+        {"module": probabilities(), "net_params": {"criterion": nn.MultiMarginLoss}},
+    ],
+)
+def test_no_warning_of_probabilities(params):
+    classifier().set_params(**params).fit(X, y)
+
+
+def test_no_warning_of_probabilities_that_are_features():
+    ConvFeatureExtractor(probabilities(), layer="2").fit(X)
+
+
+@pytest.mark.parametrize("shape", [(192,), (8, 8, 3)])
+def test_image_shape_in_the_order_of_keras(shape):
+    images = np.zeros((N, *shape))
+    with pytest.warns(UserWarning, match=r"\(channels, height, width\).*image_shape=\(3, 8, 8\)"):
+        clf = ConvNetClassifier(image_shape=(8, 8, 3), max_epochs=1).fit(images, y)
+    clf.predict(images)
+    assert clf.image_shape_ == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"image_shape": (3, 8, 8)},
+        {"image_shape": (8, 8, 3), "data_format": "channels_first"},
+        {"image_shape": (4, 16, 3)},
+        {"image_shape": (6, 16, 2)},
+    ],
+)
+def test_no_warning_of_image_shape(params):
+    ConvNetClassifier(max_epochs=1, **params).fit(np.zeros((N, 192)), y)
 
 
 # Failures amid the training

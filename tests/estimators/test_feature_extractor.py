@@ -451,6 +451,21 @@ def test_unknown_layers_are_errors_that_help(fitted, layer, error, message):
     assert set(vars(extractor)) == set(vars(clone(extractor)))
 
 
+@pytest.mark.parametrize(
+    ("layer", "listed"), [("block7", "'block.7'?"), ("xyz", "block.0, block.1, block.2, block.3,")]
+)
+def test_of_many_layers_a_few_are_listed(layer, listed):
+    network = nn.Sequential()
+    network.block = nn.Sequential(*[nn.Identity() for _ in range(99)], nn.Flatten())
+    extractor = ConvFeatureExtractor(network, layer=layer)
+    with pytest.raises(ValueError, match=r"Of its 101 layers: .*sklconv layers") as raised:
+        extractor.fit(X)
+    message = str(raised.value)
+    assert listed in message
+    assert message.count("block.") <= 11
+    assert len(message) < 400
+
+
 def test_layers_that_put_out_no_tensor_are_left_out():
     assert "attention" not in ConvFeatureExtractor(make_module("tokens"), layer="*").fit(X).layers_
     with pytest.raises(ValueError, match="layer='attention'"):

@@ -420,7 +420,7 @@ def bad_files(folder):
         (folder / name).write_bytes(content)
         yield folder / name, reason
     (folder / "folder.jpg").mkdir()
-    yield folder / "folder.jpg", "is a directory"
+    yield folder / "folder.jpg", r"is a directory: list its files, .*glob.*load_files"
     yield folder / "nicht da.jpg", "no such file or directory"
     yield folder / ("long" * 100), "name too long"
     yield f"{folder}/null\0byte.jpg", "can't be decoded .*null"
@@ -1039,6 +1039,12 @@ def test_errors_of_a_reader_are_named():
 
     with pytest.raises(BadImageError, match=r"^a can't be read: the reader raised KeyError: 'pi"):
         read("a", (1, 4, 4), reader=reader)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_pil_image_without_pixels(size):
+    with pytest.raises(BadImageError, match=r"it has no pixels \(\d × \d\)$"):
+        read(Image.new("L", size), (1, 4, 4))
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,9 @@ def test_unknown_networks_are_answered_with_the_nearest(request, library):
 def test_unknown_networks_of_efficientnet_lite(efficientnet_lite):
     with pytest.raises(ValueError, match=r"Did you mean efficientnet_lite/efficientnet-lite2"):
         Backbone("efficientnet_lite/efficientnet_lite2").resolve()
+    names = ", ".join(f"efficientnet_lite/efficientnet-lite{number}" for number in range(3))
+    with pytest.raises(ValueError, match=rf"no network 'lite0'\. It has: {names}$"):
+        Backbone("efficientnet_lite/lite0").resolve()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/", "keras/resnet18", "/resnet18", ""])
