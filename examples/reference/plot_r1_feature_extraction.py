@@ -45,7 +45,7 @@ author = {"n_parameters": 160_362, "accuracy": 0.98526, "n_images": 10_000, "sec
 # ----------
 #
 # The author trains on the first 50,000 images of MNIST, of which a stratified fifth is held out to
-# validate on. Here it is the first 5,000, so that the script takes half a minute at most;
+# validate on. Here it is the first 5,000, so that the script takes about half a minute;
 # ``python -m benchmarks.reference r1`` takes all of them.
 
 import matplotlib.pyplot as plt
@@ -159,6 +159,8 @@ for name, head in {"logistic regression": LogisticRegression(max_iter=1000), "SV
 # ------------
 #
 # The same network by the package's own default parameters, in a third of the epochs.
+# In this script those are few steps, on few images: compare them with the author's recipe in the
+# rows on all images.
 
 from side_by_side import print_side_by_side
 

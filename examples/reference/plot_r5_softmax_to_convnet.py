@@ -95,7 +95,7 @@ convnet_author = {
 # ----------
 #
 # The author takes all 60,000 training images, a hundred times. Here it is the first 2,000, a few
-# times, so that the script takes half a minute at most, and in batches of 16, not of 128, so that
+# times, so that the script takes about half a minute, and in batches of 16, not of 128, so that
 # there are steps enough. ``python -m benchmarks.reference r5`` does all of it.
 
 from sklconv.datasets import load_mnist
@@ -167,6 +167,8 @@ plt.show()
 # ------------
 #
 # The same networks by the package's own default parameters, in a third of the epochs.
+# In this script those are few steps, on few images: compare them with the author's recipe in the
+# rows on all images.
 
 from side_by_side import print_side_by_side
 

@@ -322,7 +322,8 @@ def _import(library, network):
         raise ImportError(
             f"{network!r}: torch {torch.__version__} and torchvision {version('torchvision')} are "
             f"of different builds ({error}). Install the two together, for the same version of "
-            "CUDA or for CPUs: pip install --force-reinstall torch torchvision"
+            "CUDA or for CPUs: pip install --force-reinstall torch torchvision, which by itself "
+            "takes PyPI's builds; for others, such as those for CPUs, with torch's --index-url"
         ) from error
 
 
