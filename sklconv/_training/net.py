@@ -426,10 +426,7 @@ def make_net(
     _check_net_params(net_params)
     check_callbacks(callbacks)
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
-    settings = optimizer_settings(optimizer, weight_decay, device)
-    _check_optimizer_params(optimizer_params or {}, settings)
-    settings |= optimizer_params or {}
-    settings = {f"optimizer__{key}": value for key, value in settings.items()}
+    settings = _optimizer_arguments(optimizer, optimizer_params or {}, weight_decay, device)
     net_params.setdefault("criterion", torch.nn.CrossEntropyLoss)
     net_params |= rates
     if twice := settings.keys() & net_params:
@@ -473,10 +470,16 @@ def _check_net_params(net_params):
             raise ValueError(f"net_params: {key!r} is a parameter of ConvNetClassifier itself")
 
 
-def _check_optimizer_params(optimizer_params, settings):
-    # A weight_decay that torch's signature does not show reaches the optimizer this way alone.
-    for key in {"lr", *({"weight_decay"} & settings.keys())} & optimizer_params.keys():
-        raise ValueError(f"optimizer_params: {key!r} is a parameter of ConvNetClassifier itself")
+def _optimizer_arguments(optimizer, params, weight_decay, device):
+    """Return skorch's parameters of the optimizer's arguments, but for its learning rates."""
+    settings = optimizer_settings(optimizer, weight_decay, device)
+    for key in ("lr", "weight_decay"):
+        # One that the signature of a class does not show reaches it by its params alone.
+        if key in params and (key == "lr" or key in settings):
+            raise ValueError(
+                f"optimizer_params: {key!r} is a parameter of ConvNetClassifier itself"
+            )
+    return {f"optimizer__{key}": value for key, value in (settings | params).items()}
 
 
 @contextmanager
