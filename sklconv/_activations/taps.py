@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._platform.devices import autocast
-from .._platform.passes import pass_hooks
+from .._platform.modules import pass_hooks
 from .._platform.words import not_a_layer
 from .tracing import describe
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .._platform.passes import pass_hooks
+from .._platform.modules import pass_hooks
 from .axes import FollowAxes
 
 # Of a list or dict that is put out, how many parts an error names.

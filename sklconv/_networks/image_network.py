@@ -9,7 +9,7 @@ from torch import nn
 from .._activations.taps import hooked_activations
 from .._platform.devices import autocast
 from .._platform.layouts import OUTPUT, RightLayouts, as_channels_last, risks_of_modules
-from .._platform.passes import state_without_hooks
+from .._platform.modules import state_without_hooks
 from .._platform.randomness import mask_generator, seeded_global_states
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .passes import HOOKS, PassHook
+from .modules import HOOKS, PassHook
 
 # What torch itself keeps in every module; the tree, weights and hooks are digested by themselves.
 _BOOKKEEPING = frozenset(vars(nn.Module()))

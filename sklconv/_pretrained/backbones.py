@@ -20,8 +20,7 @@ from .._images.forms import holds_files
 from .._images.resampling import as_bytes, part_needed, resample
 from .._platform.digests import Undigestible, digest_of, remembered
 from .._platform.layouts import ready_weights
-from .._platform.modules import own_copy, refuse_lazy_weights
-from .._platform.passes import pass_hooks
+from .._platform.modules import own_copy, pass_hooks, refuse_lazy_weights
 from .._platform.randomness import seeded_global_states
 from .._platform.sklearn import Interval, StrOptions, SuggestingEstimator
 from .libraries import create_network, known_preprocessing, size_to_build

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sklconv import Backbone, ConvFeatureExtractor, ConvNetClassifier, TorchModule
-from sklconv._platform.passes import pass_hooks
+from sklconv._platform.modules import pass_hooks
 
 
 @pytest.fixture
