@@ -15,7 +15,7 @@ def check_callbacks(callbacks):
             )
 
 
-def set_learning_rates(callbacks):
+def sets_learning_rates(callbacks):
     """Whether there is one among ``callbacks`` that is for setting the learning rate."""
     kinds = (each if isinstance(each, type) else type(each) for each in _unnamed(callbacks))
     return any(base.__name__ == SCHEDULER for kind in kinds for base in kind.__mro__)

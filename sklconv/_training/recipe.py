@@ -10,7 +10,7 @@ from .._platform.devices import check_precision, resolve_device
 from .._platform.digests import digest_of
 from .._platform.randomness import draw_seed
 from .._pretrained.backbones import Backbone
-from .callbacks import set_learning_rates
+from .callbacks import sets_learning_rates
 from .optimizers import LR, SCHEDULES, auto_batch_size, auto_lr
 
 # What training shows, not what it does.
@@ -120,6 +120,6 @@ def _is_pretrained(module):
 
 def _schedule(classifier):
     if classifier.lr_schedule == "auto":
-        is_left = classifier.early_stopping or set_learning_rates(classifier.callbacks)
+        is_left = classifier.early_stopping or sets_learning_rates(classifier.callbacks)
         return None if is_left else SCHEDULES["onecycle"]
     return SCHEDULES.get(classifier.lr_schedule)
