@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .._images import ImagesLike
 from ._drawing import BLUE, draw_image, drawable, new_row_of_axes
 from ._find_network import find_network
+from ._text import draw_title
 
 # So many bars have room for a name each.
 MAX_NAMED = 20
@@ -142,7 +143,8 @@ class ActivationsDisplay:
             places, self.activations, **{"width": width, "color": BLUE, **bar_kw}
         )
         if self.classes is None:
-            bars.set(xlabel="Unit", ylabel="Activation", title=self.layer or "")
+            bars.set(xlabel="Unit", ylabel="Activation")
+            draw_title(bars, [self.layer or ""])
             bars.margins(x=0.01)
         else:
             bars.set(xlabel="Class", ylabel="Probability", ylim=(0, 1))

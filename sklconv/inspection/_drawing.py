@@ -5,10 +5,14 @@ from numbers import Integral
 import numpy as np
 
 from .._platform.sklearn import Interval, validate_parameter_constraints
+from ._text import fit_text, slot_size
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 BLUE, ORANGE = COLOURS[:2]
+
+# Over an image, values cover so much of it at most.
+MAX_OPACITY = 0.7
 
 # Under values, an image is drawn in greys so bright that colours show on its darkest parts.
 DARKEST = 0.4
@@ -42,9 +46,7 @@ def check_count(caller, least=1, **param):
 
 def new_axes(ax=None, size=None):
     """Return ``ax``, or axes in a new figure of ``size``, (width, height) in inches."""
-    if ax is not None:
-        return ax
-    return import_matplotlib().subplots(figsize=size, layout="constrained")[1]
+    return new_row_of_axes(ax, 1, size)[0]
 
 
 def new_row_of_axes(ax, n, size, **subplots_kw):
@@ -54,7 +56,10 @@ def new_row_of_axes(ax, n, size, **subplots_kw):
         _, ax = plt.subplots(1, n, figsize=size, layout="constrained", **subplots_kw)
     axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
     if len(axes) != n:
-        raise ValueError(f"ax must be {n} axes here, not {len(axes)}")
+        count = "one" if n == 1 else n
+        raise ValueError(f"ax must be {count} axes here, not {len(axes)}")
+    if wrong := [type(one).__name__ for one in axes if not hasattr(one, "transAxes")]:
+        raise TypeError(f"ax must be matplotlib axes, not {wrong[0]}")
     return axes
 
 
@@ -110,8 +115,8 @@ def draw_over(ax, image, values, label, extent=None, **im_kw):
     ax : matplotlib.axes.Axes or None
     image : ndarray of shape (C, H, W)
     values : ndarray of shape (height, width)
-    label : str
-        Of the scale.
+    label : list of str
+        Of the scale, in parts that may have a line each.
     extent : (left, right, bottom, top), default=None
         Where the values lie, in pixels of the image. None: all over it.
     **im_kw
@@ -127,14 +132,17 @@ def draw_over(ax, image, values, label, extent=None, **im_kw):
     grey = drawable(image[None])[0]
     grey = DARKEST + (1 - DARKEST) * (grey if grey.ndim == 2 else grey.mean(2))
     background = draw_image(ax, grey, extent=whole)
-    strength = np.abs(values) / (np.abs(values).max() or 1)
+    strength = MAX_OPACITY * np.abs(values) / (np.abs(values).max() or 1)
     scale = colour_scale(values, symmetric=True)
     if values.min() >= 0:
         scale |= {"cmap": "Reds", "vmin": 0}
     im_kw = {**scale, "alpha": strength, **im_kw}
     im = ax.imshow(values, extent=extent or whole, **im_kw)
     ax.set(xlim=whole[:2], ylim=whole[2:])
-    return ax, background, im, ax.figure.colorbar(im, ax=ax, label=label)
+    colorbar = ax.figure.colorbar(im, ax=ax)
+    colorbar.set_label(" ".join(label))
+    fit_text(colorbar.ax.yaxis.label, label, slot_size(ax)[1], " ")
+    return ax, background, im, colorbar
 
 
 def grid_shape(n, n_columns=None):

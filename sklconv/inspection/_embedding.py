@@ -13,6 +13,7 @@ from sklearn.utils import get_tags
 from .._images import ImagesLike
 from ._drawing import check_count, draw_image, drawable, new_axes
 from ._find_network import find_network
+from ._text import draw_title
 
 # Paul Tol's muted ones and black, which colour-blind eyes tell apart
 # (https://personal.sron.nl/~pault); further classes have them again with other markers.
@@ -170,7 +171,8 @@ class EmbeddingDisplay:
         ax.update_datalim([self.embedding.min(0) - side, self.embedding.max(0) + side])
         ax.margins(0)
         ax.autoscale_view()
-        ax.set(xticks=[], yticks=[], title=self.layer or "")
+        ax.set(xticks=[], yticks=[])
+        draw_title(ax, [self.layer or ""])
         self.legend_ = None
         if self.y is not None:
             self._name_classes(classes, codes)

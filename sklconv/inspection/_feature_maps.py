@@ -11,6 +11,7 @@ from .._images import ImagesLike
 from .._platform.words import by
 from ._drawing import colour_scale, draw_grid, grid_size, new_axes
 from ._find_network import find_network
+from ._text import draw_title
 
 
 class FeatureMapsDisplay:
@@ -116,7 +117,7 @@ class FeatureMapsDisplay:
         im_kw = {**colour_scale(maps), **im_kw}
         self.im_, _ = draw_grid(ax, maps, n_columns=n_columns, **im_kw)
         self.colorbar_ = self.figure_.colorbar(self.im_, ax=ax)
-        ax.set_title(f"{self.layer or 'layer'}: {n} maps of {by(size)}")
+        draw_title(ax, [self.layer or "layer", f"{n} maps of {by(size)}"], ": ")
         return self
 
 

@@ -12,6 +12,7 @@ from .._activations.taps import resolve_taps
 from .._platform.words import by
 from ._drawing import colour_scale, draw_grid, grid_size, new_axes
 from ._find_network import find_network
+from ._text import draw_title
 
 
 class FiltersDisplay:
@@ -123,7 +124,7 @@ class FiltersDisplay:
         in_colour = channel is None and n_maps == 3
         self.ax_ = ax = new_axes(ax, grid_size(n, size, n_columns, margins=(1.0, 0.5)))
         self.figure_ = ax.figure
-        title = f"{self.layer or 'layer'}: {n} filters of {by(size)}"
+        title = f"{n} filters of {by(size)}"
         if in_colour:
             largest = np.abs(self.filters).max() or 1
             drawn = (0.5 + self.filters / (2 * largest)).transpose(0, 2, 3, 1)
@@ -133,7 +134,7 @@ class FiltersDisplay:
             title += f", input map {channel or 0}" if n_maps > 1 else ""
         self.im_, _ = draw_grid(ax, drawn, n_columns=n_columns, **im_kw)
         self.colorbar_ = None if in_colour else self.figure_.colorbar(self.im_, ax=ax)
-        ax.set_title(title)
+        draw_title(ax, [self.layer or "layer", title], ": ")
         return self
 
 

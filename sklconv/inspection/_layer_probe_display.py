@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from .._images import ImagesLike
 from ._drawing import ABOVE, COLOURS, FONT_SIZE, LINE, MIN_FONT_SIZE, new_axes
 from ._layer_probe import layer_probe
+from ._text import literal
 
 # How poolings are called, in the order of their colours; callables follow by their names.
 POOLINGS = {
@@ -145,7 +146,7 @@ class LayerProbeDisplay:
             kw = {
                 "fmt": MARKERS[number % len(MARKERS)],
                 "color": COLOURS[number % len(COLOURS)],
-                "label": _called(pool),
+                "label": literal(_called(pool)),
                 "markersize": 4,
                 "elinewidth": 1,
                 **errorbar_kw,
@@ -171,7 +172,8 @@ class LayerProbeDisplay:
     def _text(self, i):
         probe = self.probe
         mean, std = probe["accuracies_mean"][i], probe["accuracies_std"][i]
-        return f"{probe['layers'][i]}, {_called(probe['pools'][i])}, {mean:.3f} ± {std:.3f}"
+        name = literal(probe["layers"][i]).lstrip()
+        return f"{name}, {_called(probe['pools'][i])}, {mean:.3f} ± {std:.3f}"
 
 
 def _name_rows(ax, names):
@@ -179,7 +181,7 @@ def _name_rows(ax, names):
     points = 72 * ax.get_window_extent().height / ax.figure.dpi / len(names)
     size = float(np.clip(points / LINE, MIN_FONT_SIZE, FONT_SIZE))
     step = max(1, int(np.ceil(size / points)))
-    ax.set_yticks(range(0, len(names), step), names[::step], size=size)
+    ax.set_yticks(range(0, len(names), step), names[::step], size=size, parse_math=False)
     ax.grid(axis="y", color="0.5", alpha=0.3, linewidth=0.5)
     ax.set_axisbelow(True)
 

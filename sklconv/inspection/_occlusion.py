@@ -15,6 +15,7 @@ from .._platform.words import by
 from ._class_scores import choose_response, choose_target, score_images
 from ._drawing import draw_over
 from ._find_network import find_network
+from ._text import class_title, draw_title
 
 # A seventh of the shorter side, in steps of half of that: 169 images for a square one.
 PARTS = 7
@@ -196,11 +197,11 @@ class OcclusionDisplay:
         self
         """
         name = {"predict_proba": "probability"}.get(self.response_method, "decision function")
-        label = f"drop of the {name} when hidden"
+        label = [f"drop of the {name}", "when hidden"]
         drawn = draw_over(ax, self.image, self.heatmap, label, **im_kw)
         self.ax_, self.image_, self.im_, self.colorbar_ = drawn
         self.figure_ = self.ax_.figure
-        self.ax_.set_title(f"class {self.target}", parse_math=False)
+        draw_title(self.ax_, [class_title(self.target)])
         return self
 
     @property

@@ -15,6 +15,7 @@ from ._class_scores import choose_target, linear_coefficients
 from ._drawing import draw_over
 from ._feature_maps import maps_tap
 from ._find_network import find_network
+from ._text import class_title, draw_title
 
 LABELS = {"grad_cam": "Grad-CAM", "gradient_x_input": "gradient × input"}
 
@@ -181,12 +182,11 @@ class SaliencyDisplay:
         self
         """
         label = LABELS[self.method]
-        drawn = draw_over(ax, self.image, self.saliency, label, self.extent, **im_kw)
+        drawn = draw_over(ax, self.image, self.saliency, [label], self.extent, **im_kw)
         self.ax_, self.image_, self.im_, self.colorbar_ = drawn
         self.figure_ = self.ax_.figure
-        titles = [f"class {self.target}"] * (self.target is not None)
-        titles += [self.layer] if self.layer else []
-        self.ax_.set_title(", ".join(titles), parse_math=False)
+        titles = [class_title(self.target)] * (self.target is not None)
+        draw_title(self.ax_, titles + ([self.layer] if self.layer else []))
         return self
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from .._platform.sklearn import StrOptions, validate_parameter_constraints
 from ._drawing import ABOVE, COLOURS, import_matplotlib, new_row_of_axes
 from ._find_network import find_network
+from ._text import literal
 
 METRICS = ("loss", "accuracy")
 STYLES = {"train": "--", "valid": "-"}
@@ -149,7 +150,7 @@ class TrainingHistoryDisplay:
         for axes, drawn in zip(self.axes_, metrics, strict=True):
             colour = COLOURS[len({line.get_color() for line in axes.lines}) % len(COLOURS)]
             for part in splits:
-                label = part if name is None else f"{name}, {part}"
+                label = part if name is None else literal(f"{name}, {part}")
                 kw = {"color": colour, "linestyle": STYLES[part], "label": label, **line_kw}
                 self.lines_ += axes.plot(*self._curve(part, drawn, scale), **kw)
             _finish(axes, drawn, scale)

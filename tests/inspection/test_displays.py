@@ -142,6 +142,14 @@ def test_where_it_is_drawn_is_the_callers_choice(row, models, digits):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.display.__name__)
+def test_axes_that_are_none_are_refused(row, models, digits):
+    with pytest.raises(ValueError, match=r"ax must be (one|2) axes here, not 4"):
+        row.draw(models["classifier"], *digits, ax=plt.figure().subplots(2, 2))
+    with pytest.raises(TypeError, match="ax must be matplotlib axes, not Figure"):
+        row.draw(models["classifier"], *digits, ax=plt.figure())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.display.__name__)
 def test_what_holds_no_fitted_network_is_refused(row, models, digits):
     X, y = digits
     with pytest.raises(TypeError, match=r"LogisticRegression holds no network .* pass a fitted"):
