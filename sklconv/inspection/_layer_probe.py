@@ -87,7 +87,7 @@ def layer_probe(
     Raises
     ------
     ValueError
-        If y is continuous, or has one class, or a class with fewer members than there are
+        If y is None or continuous, or has one class, or a class with fewer members than there are
         stratified folds.
 
     See Also
@@ -122,6 +122,8 @@ def layer_probe(
     True
     """
     found = find_network(estimator)
+    if y is None:
+        raise ValueError("layer_probe asks how well each layer tells the classes apart: pass y")
     images = found.images(X)
     y = check_labels(y, images, "y")
     labels, classes, counts = np.unique(y, return_inverse=True, return_counts=True)

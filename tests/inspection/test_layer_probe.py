@@ -295,6 +295,7 @@ def test_the_models_own_layers_have_one_name(layer, pool):
     ("labels", "message"),
     [
         (np.linspace(0, 1, 90), "Unknown label type: continuous"),
+        (None, r"layer_probe asks how well .*: pass y"),
         (np.zeros(90, int), r"layer_probe needs two classes or more, not \[0\] alone"),
         (np.repeat(["a", "b"], [87, 3]), "cv: 5 folds need as many images .* of 'b' there are 3"),
         (y[:-1], "inconsistent numbers of samples"),
