@@ -4,6 +4,8 @@ import copy
 from itertools import combinations
 
 import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC, NuSVC
 
 from .._images.forms import CHANNELS_LAST
@@ -25,8 +27,8 @@ def choose_target(found, X, target):
     return target, classes.index(target)
 
 
-def choose_response(head, response_method):
-    """Return the name of the method that ``response_method`` means for the classifier."""
+def choose_responses(head, response_method):
+    """Return the names of the methods that ``response_method`` means, the first of them first."""
     there = [method for method in RESPONSES if hasattr(head, method)]
     name = type(head).__name__
     if not there:
@@ -41,13 +43,13 @@ def choose_response(head, response_method):
         )
     if response_method != "auto" and response_method not in there:
         raise ValueError(f"{name} has no {response_method}; response_method={there[0]!r} would do")
-    chosen = there[0] if response_method == "auto" else response_method
-    if chosen == "decision_function" and _has_pairs(head):
+    chosen = there if response_method == "auto" else [response_method]
+    if chosen[0] == "decision_function" and _has_pairs(head):
         raise ValueError(
             "decision_function_shape='ovo' scores pairs of classes, none alone; 'ovr', which can "
             "be set on the fitted classifier, would do"
         )
-    return chosen
+    return chosen[:1] if _has_pairs(head) else chosen
 
 
 def score_images(found, images, method, column):
@@ -65,14 +67,19 @@ def score_images(found, images, method, column):
     -------
     ndarray of shape (n,)
     """
-    form = found.estimator._format
-    rows = images.transpose(0, 2, 3, 1) if form.layout == CHANNELS_LAST else images
+    rows = as_rows(images, found.estimator)
     if hasattr(found.estimator, "feature_names_in_"):
         rows = _named(rows.reshape(len(rows), -1), found.estimator)
     steps = (found.estimator, *found.behind)
     for step in steps[:-1]:
         rows = step.transform(rows)
     return _column(getattr(steps[-1], method)(rows), column)
+
+
+def as_rows(images, estimator):
+    """Return images (n, C, H, W) with their axes as the estimator was given them."""
+    is_last = estimator._format.layout == CHANNELS_LAST
+    return images.transpose(0, 2, 3, 1) if is_last else images
 
 
 def linear_coefficients(steps, column, features):
@@ -93,6 +100,7 @@ def linear_coefficients(steps, column, features):
     -------
     ndarray of shape (n_features,), float64
     """
+    steps = unwrapped(steps)
     head = steps[-1]
     if not hasattr(head, "decision_function"):
         raise _not_linear(steps)
@@ -114,6 +122,21 @@ def linear_coefficients(steps, column, features):
     if not np.allclose(came, expected, rtol=0, atol=1e-6 * max(np.abs(expected).max(), 1)):
         raise _not_linear(steps)
     return coefficients
+
+
+def unwrapped(steps):
+    """Return the steps with those that inner pipelines, searches and FrozenEstimators hold."""
+    inner: list = []
+    for step in steps:
+        if isinstance(step, Pipeline):
+            inner += unwrapped(one for _, one in step.steps if one not in (None, "passthrough"))
+        elif isinstance(step, FrozenEstimator):
+            inner += unwrapped([step.estimator])
+        elif hasattr(step, "best_estimator_"):
+            inner += unwrapped([step.best_estimator_])
+        else:
+            inner.append(step)
+    return inner
 
 
 def _not_linear(steps):
@@ -142,7 +165,8 @@ def _column(scores, column):
 
 
 def _has_pairs(head):
-    return getattr(head, "decision_function_shape", "ovr") == "ovo" and len(head.classes_) > 2
+    last = unwrapped([head])[-1]
+    return getattr(last, "decision_function_shape", "ovr") == "ovo" and len(head.classes_) > 2
 
 
 def _named(rows, estimator):

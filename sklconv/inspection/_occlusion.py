@@ -7,18 +7,23 @@ from numbers import Integral
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .._images import ImagesLike
+from .._images.files import is_image_files
 from .._images.sources import CHUNK_BYTES, slices
 from .._platform.words import by
-from ._class_scores import choose_response, choose_target, score_images
+from ._class_scores import as_rows, choose_responses, choose_target, score_images
 from ._drawing import draw_over
 from ._find_network import find_network
 from ._text import class_title, draw_title
 
 # A seventh of the shorter side, in steps of half of that: 169 images for a square one.
 PARTS = 7
+
+# A probability that falls by less than this anywhere shows rounding errors, not the image.
+LEAST_DROP = 1e-3
 
 # Images that are occluded, and go through all steps, at a time.
 MAX_IMAGES = 256
@@ -133,14 +138,16 @@ class OcclusionDisplay:
         stride : int, (int, int) or None, default=None
             Pixels from one position to the next, at most ``patch_size``. None: half of it.
         fill : float, sequence of float or None, default=None
-            What hidden pixels become, on the scale of ``X``, one value or one a channel. None: the
-            mean of each channel of the image.
+            What hidden pixels become, on the scale of ``X``, one value or one a channel; it goes
+            through the steps in front of the network as an image full of it, unless they take
+            image files. None: the mean of each channel behind these steps.
         target : object, default=None
             The class whose score is looked at. None: the predicted one.
         response_method : {"auto", "predict_proba", "decision_function"}, default="auto"
             Where the score comes from. "auto": the probability, or the decision function where the
-            classifier has none. That of two classes is negated for the first. A probability near 1
-            hardly falls: then the decision function shows more.
+            classifier has no probabilities, or where that of the class changes by less than 0.001
+            whatever is hidden: one near 0 or 1 hardly does, but the decision function shows more.
+            Of two classes it is negated for the first.
         ax, **im_kw
             As `plot` takes them.
 
@@ -156,7 +163,7 @@ class OcclusionDisplay:
             If ``X`` holds several images, or the patch is larger than the image.
         """
         found = find_network(estimator)
-        method = choose_response(found.head(), response_method)
+        methods = choose_responses(found.head(), response_method)
         X = found.one_image(X)
         target, column = choose_target(found, X, target)
         image = found.images(X)[0:1]
@@ -164,17 +171,16 @@ class OcclusionDisplay:
         patch = _as_sizes(patch_size, "patch_size", max(1, min(size) // PARTS), size, "image")
         step = _as_sizes(stride, "stride", [max(1, side // 2) for side in patch], patch, "patch")
         grid = [_positions(*sides) for sides in zip(size, patch, step, strict=True)]
-        pixels = _fill_pixels(fill, image)
-        scores = np.concatenate(
-            [
-                score_images(found, images, method, column)
-                for images in (image, *_occluded(image, grid, patch, pixels))
-            ]
-        )
-        drops = (scores[0] - scores[1:]).reshape([len(starts) for starts in grid])
+        pixels = _fill_pixels(fill, found, X, image)
+        for method in methods:
+            batches = (image, *_occluded(image, grid, patch, pixels))
+            scores = [score_images(found, images, method, column) for images in batches]
+            drops = scores[0] - np.concatenate(scores[1:])
+            if np.abs(drops).max() >= LEAST_DROP:
+                break
         display = cls(
             found.pictures(X)[0:1][0],
-            drops,
+            drops.reshape([len(starts) for starts in grid]),
             patch_size=patch,
             stride=step,
             target=target,
@@ -240,19 +246,43 @@ def _positions(length, side, step):
     return np.unique([*range(0, last, step), last])
 
 
-def _fill_pixels(fill, image):
-    """Return what is put in the place of hidden pixels, (C, 1, 1), in the image's own type."""
-    is_float = image.dtype.kind == "f"
+def _fill_pixels(fill, found, X, image):
+    """Return an image (C, H, W) of what hidden pixels become, in the type of ``image``."""
     if fill is None:
         means = image.mean((0, 2, 3), dtype=np.float64)
-        return (means if is_float else np.rint(means)).astype(image.dtype)[:, None, None]
-    values = np.asarray(fill, dtype=np.float64)
-    if values.shape not in ((), (1,), (image.shape[1],)):
-        raise ValueError(f"fill={fill!r} is neither one number nor one for each channel")
-    pixels = values.astype(image.dtype)
-    if not is_float and not np.array_equal(pixels, values):
-        raise ValueError(f"fill={fill!r} is no pixel of an image of {image.dtype}")
-    return np.broadcast_to(pixels, image.shape[1])[:, None, None]
+        pixels = means if image.dtype.kind == "f" else np.rint(means)
+    elif found.before and not is_image_files(X):
+        return found.images(_full_of(fill, X, found))[0:1][0]
+    else:
+        pixels = _as_pixels(fill, image.dtype, image.shape[1])
+    return np.broadcast_to(pixels.astype(image.dtype)[..., None, None], image.shape[1:])
+
+
+def _full_of(fill, X, found):
+    """Return an image full of ``fill``, in the form of ``X``."""
+    plain, pictures = np.asarray(X), found.pictures(X)[0:1]
+    channels = pictures.shape[1] if pictures.size == plain.size else 1
+    pixels = _as_pixels(fill, plain.dtype, channels)
+    full = np.full(plain.shape, pixels.flat[0], plain.dtype)
+    if channels > 1:
+        full = np.broadcast_to(pixels.astype(plain.dtype)[..., None, None], pictures.shape)
+        full = as_rows(full, found.estimator).reshape(plain.shape)
+    if isinstance(X, torch.Tensor):
+        return torch.from_numpy(full.copy()).to(X)
+    return X.__class__(full, index=X.index, columns=X.columns) if hasattr(X, "iloc") else full
+
+
+def _as_pixels(fill, dtype, channels):
+    """Return ``fill`` as one number, or one a channel, that pixels of ``dtype`` can be."""
+    values = np.asarray(fill)
+    if values.dtype.kind not in "iuf" or values.shape not in ((), (1,), (channels,)):
+        raise ValueError(
+            f"fill={fill!r} is neither one number nor one for each channel; None is the mean of "
+            "each"
+        )
+    if dtype.kind != "f" and not np.array_equal(values.astype(dtype), values):
+        raise ValueError(f"fill={fill!r} is no pixel of an image of {dtype}")
+    return values
 
 
 def _occluded(image, grid, patch, pixels):
@@ -261,5 +291,6 @@ def _occluded(image, grid, patch, pixels):
     for cut in slices(len(corners), max(1, min(MAX_IMAGES, CHUNK_BYTES // image.nbytes))):
         images = np.repeat(image, len(corners[cut]), axis=0)
         for copy, (top, left) in zip(images, corners[cut], strict=True):
-            copy[:, top : top + patch[0], left : left + patch[1]] = pixels
+            hidden = np.s_[:, top : top + patch[0], left : left + patch[1]]
+            copy[hidden] = pixels[hidden]
         yield images

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from sklconv import ConvFeatureExtractor, ConvNetClassifier
@@ -214,6 +218,89 @@ def test_steps_in_front_are_applied_before_anything_is_hidden(digits):
     np.testing.assert_array_equal(display.image[0], X[0])
 
 
+FILL_STEPS = {
+    "scaled": lambda: FunctionTransformer(lambda X: X / 16.0),
+    "each pixel its own way": lambda: StandardScaler(),
+    "not linear": lambda: FunctionTransformer(lambda X: (X / 16.0) ** 2),
+}
+
+
+@pytest.mark.parametrize("step", FILL_STEPS)
+@pytest.mark.parametrize("form", ["rows", "frame", "tensor"])
+def test_fill_is_on_the_scale_of_x_in_front_of_the_steps(digits, step, form):
+    X, y = digits[0].reshape(-1, 64), digits[1]
+    net = ConvNetClassifier(LAYERS, max_epochs=1, random_state=0)
+    model = make_pipeline(FILL_STEPS[step](), net).fit(X, y)
+    score = model.predict_proba
+    given = X[:1]
+    if form == "frame":
+        pd = pytest.importorskip("pandas")
+        X = pd.DataFrame(X).rename(columns="p{}".format)
+        model.fit(X, y)
+        given = X.iloc[:1]
+
+        def score(rows):
+            return model.predict_proba(pd.DataFrame(rows, columns=X.columns))
+
+    elif form == "tensor":
+        given = torch.from_numpy(given)
+    display = OcclusionDisplay.from_estimator(
+        model, given, patch_size=2, stride=2, fill=8, target=0
+    )
+    expected = naive_drops(
+        lambda images: score(images.reshape(-1, 64))[:, 0], digits[0][0], 2, 2, 8
+    )
+    assert np.ptp(expected) > 1e-4
+    np.testing.assert_allclose(display.drops, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["last", "first"])
+def test_one_value_a_channel_goes_through_the_steps_in_front(colours, layout):
+    X, y = colours[0], np.arange(60) % 3
+    if layout == "first":
+        X = X.transpose(0, 3, 1, 2)
+    net = ConvNetClassifier(LAYERS, max_epochs=2, random_state=0)
+    model = make_pipeline(FunctionTransformer(lambda X: X / 255.0), net).fit(X, y)
+    fill = np.array([1, 2, 255], np.uint8)
+    full = np.zeros_like(X[0]) + (fill if layout == "last" else fill[:, None, None])
+    display = OcclusionDisplay.from_estimator(
+        model, X[0], fill=fill.tolist(), patch_size=(6, 9), target=1
+    )
+    pair = model.predict_proba(np.stack([X[0], full]))[:, 1]
+    assert abs(pair[0] - pair[1]) > 1e-4
+    np.testing.assert_allclose(display.drops, [[pair[0] - pair[1]]], atol=1e-6)
+    with pytest.raises(ValueError, match=r"fill=0\.5 is no pixel of an image of uint8"):
+        OcclusionDisplay.from_estimator(model, X[0], fill=0.5)
+
+
+def test_a_probability_that_hardly_changes_gives_way_to_the_decision_function(digits):
+    X, y = digits
+    net = ConvNetClassifier(LAYERS, max_epochs=2, random_state=0).fit(X, y)
+    with torch.no_grad():  # sure that all are threes
+        list(net.module_.parameters())[-1][3] += 30
+    params = {"patch_size": 2, "stride": 2, "fill": 0}
+    display = OcclusionDisplay.from_estimator(net, X[0], **params)
+    asked = OcclusionDisplay.from_estimator(
+        net, X[0], response_method="decision_function", **params
+    )
+    assert display.response_method == "decision_function"
+    assert "decision function" in display.colorbar_.ax.get_ylabel()
+    np.testing.assert_array_equal(display.drops, asked.drops)
+    assert display.target == 3
+    assert np.abs(display.drops).max() > 1e-2
+    as_asked = OcclusionDisplay.from_estimator(
+        net, X[0], response_method="predict_proba", **params
+    )
+    assert as_asked.response_method == "predict_proba"
+    assert np.abs(as_asked.drops).max() < 1e-3
+    # A head that has probabilities alone keeps them.
+    extractor = ConvFeatureExtractor(FrozenEstimator(net), layer="pool")
+    model = make_pipeline(extractor, GaussianNB(var_smoothing=1e9)).fit(X, y)
+    kept = OcclusionDisplay.from_estimator(model, X[0], patch_size=4)
+    assert kept.response_method == "predict_proba"
+    assert np.abs(kept.drops).max() < 1e-3
+
+
 @pytest.mark.parametrize("output", ["default", "pandas"])
 def test_names_of_columns_cause_no_warning(digits, output):
     pd = pytest.importorskip("pandas")
@@ -250,6 +337,7 @@ def test_memory_is_bounded(model, digits, monkeypatch):
         ({"patch_size": 0}, r"patch_size=0 is neither an integer from 1 up nor a pair"),
         ({"patch_size": 2.5}, r"patch_size=2.5 is neither an integer"),
         ({"patch_size": 2, "stride": 3}, r"stride=3 is larger than the patch of 2×2 pixels"),
+        ({"fill": "mean"}, r"fill='mean' is neither one number nor .*; None is the mean of each"),
         ({"target": 11}, r"target=11 is none of the classes: \[0, 1, 2"),
         ({"response_method": "predict_proba"}, r"SVC has no predict_proba; response_method='de"),
         ({"response_method": "decision"}, r"is none of 'auto'.*Did you mean 'decision_function'"),
@@ -271,7 +359,9 @@ def test_heads_that_score_no_class_are_an_error(digits):
     with pytest.raises(TypeError, match="Ridge at the end predicts no classes"):
         OcclusionDisplay.from_estimator(make_pipeline(frozen, Ridge()).fit(X, y), X[0])
     pairs = make_pipeline(frozen, SVC(decision_function_shape="ovo")).fit(X, y)
-    with pytest.raises(ValueError, match="'ovo' scores pairs of classes"):
-        OcclusionDisplay.from_estimator(pairs, X[0])
+    search = GridSearchCV(SVC(decision_function_shape="ovo"), {"C": [1.0]}, cv=2)
+    for model in pairs, make_pipeline(frozen, make_pipeline(search)).fit(X, y):
+        with pytest.raises(ValueError, match="'ovo' scores pairs of classes"):
+            OcclusionDisplay.from_estimator(model, X[0])
     logistic = make_pipeline(frozen, LogisticRegression(max_iter=1000)).fit(X, y)
     assert OcclusionDisplay.from_estimator(logistic, X[0]).response_method == "predict_proba"

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import SelectKBest
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
+from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
@@ -171,6 +173,34 @@ def test_a_linear_svm_is_the_sum_of_its_pairs(net, digits, target):
     maps = extractor.transform(X[:1]).reshape(8, 4, 4)
     expected = naive_cam(maps, slopes.reshape(8, 4, 4))
     np.testing.assert_allclose(display.saliency, expected, rtol=1e-4, atol=1e-5)
+
+
+WRAPPED = {
+    "pipeline": lambda head: make_pipeline(StandardScaler(), head),
+    "search": lambda head: GridSearchCV(head, {"C": [1.0]}, cv=2),
+    "search of a pipeline": lambda head: GridSearchCV(
+        make_pipeline(None, StandardScaler(), head), {"standardscaler__with_mean": [True]}, cv=2
+    ),
+    "frozen": lambda head: FrozenEstimator(head),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("head", [SVC(kernel="linear"), LinearSVC()], ids=["svc", "linear svc"])
+def test_heads_inside_of_others(net, digits, wrapped, head):
+    X, y = digits
+    extractor = ConvFeatureExtractor(FrozenEstimator(net), layer="mean").fit(X)
+    if wrapped == "frozen":
+        head = clone(head).fit(extractor.transform(X), y)
+    steps = [StandardScaler(), head] if "pipeline" in wrapped else [head]
+    plain = make_pipeline(extractor, *steps)
+    plain = plain if wrapped == "frozen" else plain.fit(X, y)
+    inner = WRAPPED[wrapped](clone(head) if wrapped != "frozen" else head)
+    model = make_pipeline(extractor, inner).fit(X, y)
+    expected = SaliencyDisplay.from_estimator(plain, X[0], target=1).saliency
+    came = SaliencyDisplay.from_estimator(model, X[0], target=1).saliency
+    np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-6)
+    assert expected.max() > 0
 
 
 @pytest.mark.parametrize("target", ["no", "yes"])
