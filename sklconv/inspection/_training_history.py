@@ -13,7 +13,10 @@ from ._find_network import find_network
 from ._text import literal
 
 METRICS = ("loss", "accuracy")
-STYLES = {"train": "--", "valid": "-"}
+STYLES = {
+    "train": {"linestyle": "--", "markerfacecolor": "none"},
+    "valid": {"linestyle": "-"},
+}
 
 
 class TrainingHistoryDisplay:
@@ -31,7 +34,10 @@ class TrainingHistoryDisplay:
     Attributes
     ----------
     lines_ : list of matplotlib.lines.Line2D
-        The curves: loss, accuracy, of each those of training (dashed) and validation (solid).
+        The curves: loss, accuracy, of each those of training (dashed) and validation (solid). A
+        point without neighbours has a marker.
+    zeros_ : list of matplotlib.lines.Line2D
+        Triangles at the bottom edge of a logarithmic axis, where a curve is 0.
     axes_ : ndarray of matplotlib.axes.Axes
         The axes of each metric.
     figure_ : matplotlib.figure.Figure
@@ -146,13 +152,17 @@ class TrainingHistoryDisplay:
         name = self.name if name is None else name
         self.axes_ = new_row_of_axes(ax, len(metrics), (3.3 * len(metrics), 2.7))
         self.figure_ = self.axes_[0].figure
-        self.lines_ = []
+        self.lines_, self.zeros_ = [], []
         for axes, drawn in zip(self.axes_, metrics, strict=True):
             colour = COLOURS[len({line.get_color() for line in axes.lines}) % len(COLOURS)]
-            for part in splits:
+            curves = [self._curve(part, drawn, scale) for part in splits]
+            for part, (epochs, values) in zip(splits, curves, strict=True):
                 label = part if name is None else literal(f"{name}, {part}")
-                kw = {"color": colour, "linestyle": STYLES[part], "label": label, **line_kw}
-                self.lines_ += axes.plot(*self._curve(part, drawn, scale), **kw)
+                kw = {"color": colour, **STYLES[part], "label": label, **line_kw}
+                there = np.where(values > 0, values, np.nan) if scale == "log" else values
+                self.lines_ += _draw_curve(axes, epochs, there, kw)
+            if scale == "log":
+                self.zeros_ += _draw_zeros(curves, self.lines_[-len(splits) :])
             _finish(axes, drawn, scale)
             # Above the axes, unless these are of a figure that may have no room there.
             n_columns = len(splits) if name is None else 1
@@ -171,7 +181,7 @@ class TrainingHistoryDisplay:
         return ["train", "valid"] if split == "both" else [split]
 
     def _curve(self, part, metric, scale):
-        epochs = [row["epoch"] for row in self.history]
+        epochs = np.array([row["epoch"] for row in self.history])
         values = np.array([row[f"{part}_{metric}"] for row in self.history], dtype=float)
         return epochs, 1 - values if (metric, scale) == ("accuracy", "log") else values
 
@@ -186,8 +196,34 @@ def _check(metric, split, scale):
     validate_parameter_constraints(constraints, params, "TrainingHistoryDisplay.plot")
 
 
+def _draw_curve(ax, epochs, values, line_kw):
+    """Draw a curve, and markers where no line would show because the neighbours are missing."""
+    there = np.isfinite(values)
+    alone = there & ~np.r_[False, there[:-1]] & ~np.r_[there[1:], False]
+    if alone.any():
+        line_kw = {"marker": "o", "markevery": np.flatnonzero(alone).tolist(), **line_kw}
+    return ax.plot(epochs, values, **line_kw)
+
+
+def _draw_zeros(curves, lines):
+    """Draw where curves are 0, for which a logarithmic axis has no place but its end."""
+    drawn = []
+    for (epochs, values), line in zip(curves, lines, strict=True):
+        ax, epochs = line.axes, epochs[values == 0]
+        if len(epochs):
+            is_named = "zero" in [other.get_label() for other in ax.lines]
+            style = {"marker": "v", "linestyle": "", "clip_on": False, "zorder": 3}
+            style |= {"color": line.get_color(), "label": "_zero" if is_named else "zero"}
+            style |= {"markerfacecolor": line.get_markerfacecolor()}
+            drawn += ax.plot(epochs, 0 * epochs, transform=ax.get_xaxis_transform(), **style)
+    return drawn
+
+
 def _finish(ax, metric, scale):
     plt = import_matplotlib()
     shown = "error" if (metric, scale) == ("accuracy", "log") else metric
     ax.set(xlabel="Epoch", ylabel=shown.capitalize(), yscale=scale)
-    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    if scale == "log" and not (ax.dataLim.minposy < np.inf):
+        ax.set_ylim(1e-3, 1, auto=True)  # there is nothing to go by
+    # Of one epoch, one tick; by default two are the fewest, one of them between epochs.
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True, min_n_ticks=1))

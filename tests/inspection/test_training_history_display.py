@@ -83,6 +83,70 @@ def test_the_error_on_a_logarithmic_axis(net):
     np.testing.assert_array_equal(loss.lines_[0].get_ydata(), column(net, "train_loss"))
 
 
+def of_errors(train, valid):
+    """A history with these errors, and losses of the same values."""
+    return [
+        {"epoch": i, "train_loss": a, "valid_loss": b}
+        | {"train_accuracy": 1 - a, "valid_accuracy": None if b is None else 1 - b}
+        for i, (a, b) in enumerate(zip(train, valid, strict=True), start=1)
+    ]
+
+
+def test_of_one_epoch_there_are_two_points_to_tell_apart():
+    display = TrainingHistoryDisplay(of_errors([0.25], [0.5])).plot()
+    display.figure_.canvas.draw()
+    assert [line.get_marker() for line in display.lines_] == ["o"] * 4
+    assert [line.get_markevery() for line in display.lines_] == [[0]] * 4
+    train, valid = display.lines_[:2]
+    assert train.get_markerfacecolor() == "none" != valid.get_markerfacecolor()
+    for ax in display.axes_:
+        left, right = ax.get_xlim()
+        assert [tick for tick in ax.get_xticks() if left <= tick <= right] == [1]
+
+
+def test_only_points_without_neighbours_have_markers():
+    display = TrainingHistoryDisplay(
+        of_errors([0.5] * 7, [None, 0.4, None, 0.3, 0.2, None, 0.1])
+    ).plot()
+    train, valid = display.lines_[:2]
+    assert train.get_marker() == "None"
+    assert (valid.get_marker(), valid.get_markevery()) == ("o", [1, 6])
+    squares = TrainingHistoryDisplay(of_errors([0.5], [0.4])).plot(marker="s")
+    assert [line.get_marker() for line in squares.lines_] == ["s"] * 4
+
+
+def test_errors_of_zero_stand_at_the_bottom_of_a_logarithmic_axis():
+    history = of_errors([0.5, 0.25, 0.0, 0.0], [0.5, 0.25, 0.125, 0.0])
+    display = TrainingHistoryDisplay(history).plot(scale="log", metric="accuracy")
+    (ax,) = display.axes_
+    display.figure_.canvas.draw()
+    np.testing.assert_array_equal(display.lines_[0].get_ydata(), [0.5, 0.25, np.nan, np.nan])
+    assert [line.get_xdata().tolist() for line in display.zeros_] == [[3, 4], [4]]
+    for line in display.zeros_:
+        heights = line.get_transform().transform(line.get_xydata())[:, 1]
+        np.testing.assert_allclose(heights, ax.get_window_extent().y0)
+        assert not line.get_clip_on()
+    assert 0.05 < ax.get_ylim()[0] < 0.125
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["train", "valid", "zero"]
+    linear = TrainingHistoryDisplay(history).plot(metric="accuracy")
+    assert linear.zeros_ == []
+    assert linear.lines_[0].get_ydata()[-1] == 1
+
+
+def test_errors_that_are_all_zero():
+    _, ax = plt.subplots()
+    display = TrainingHistoryDisplay(of_errors([0.0, 0.0], [0.0, 0.0])).plot(ax, scale="log")
+    display.figure_.canvas.draw()
+    assert ax.get_ylim() == (1e-3, 1)
+    assert [len(line.get_xdata()) for line in display.zeros_] == [2, 2]
+    TrainingHistoryDisplay(of_errors([0.2, 0.1], [0.3, 0.2])).plot(ax, scale="log")
+    display.figure_.canvas.draw()
+    assert 0.05 < ax.get_ylim()[0] < 0.1  # by what there is now
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["train", "valid", "zero", "train", "valid"]
+
+
 def test_several_models_on_one_axes_differ_in_colour(net, unvalidated):
     _, ax = plt.subplots()
     first = TrainingHistoryDisplay.from_estimator(net, name="A", ax=ax, scale="log")
