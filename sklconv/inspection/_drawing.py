@@ -24,7 +24,10 @@ ABOVE = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
 GAP, MIN_PIXELS = 0.08, 12
 
 # Of a figure, in inches; of text in points, and height and width of a character as parts of it.
-MAX_WIDTH, FONT_SIZE, MIN_FONT_SIZE, LINE, CHARACTER = 10.0, 10.0, 5.0, 1.4, 0.6
+MAX_WIDTH, FONT_SIZE, MIN_FONT_SIZE, LINE, CHARACTER = 10.0, 10.0, 5.0, 1.4, 0.65
+
+# Text above images is cut to be of this size, in points, but to no fewer characters a line.
+LEGIBLE, FEWEST = 6.5, 14
 
 
 def import_matplotlib():
@@ -191,8 +194,10 @@ def draw_grid(ax, images, *, n_columns=None, labels=None, **im_kw):
         Between the images it is masked or transparent.
     texts : ndarray of Text of shape (n,), or of none
     """
-    _, n_columns = grid_shape(len(images), n_columns)
-    size, room = _room_for_text(ax, labels, n_columns) if labels else (0, 0)
+    ax.set_axis_off()
+    shape = grid_shape(len(images), n_columns)
+    n_columns = shape[1]
+    size, room = _room_for_text(ax, labels, shape, images.shape[1:3]) if labels else (0, 0)
     # Small ones, of which a pixel would be a wide gap, are enlarged.
     repeats = max(1, round(MIN_PIXELS / images.shape[2]))
     images = images.repeat(repeats, axis=1).repeat(repeats, axis=2)
@@ -210,7 +215,6 @@ def draw_grid(ax, images, *, n_columns=None, labels=None, **im_kw):
         )
         for label, (row, column) in zip(labels or (), places, strict=True)
     ]
-    ax.set_axis_off()
     return im, np.array(texts, dtype=object)
 
 
@@ -229,10 +233,25 @@ def _mosaic(images, n_columns, room):
     return mosaic[:-gap, :-gap], steps
 
 
-def _room_for_text(ax, labels, n_columns):
+def characters_per_line(ax, n, image_shape, n_columns, n_lines):
+    """Return how many characters a line above each image of a grid may have, to be legible."""
+    width = _cell_width(ax, grid_shape(n, n_columns), image_shape, n_lines, FEWEST)
+    return max(FEWEST, int(width / (CHARACTER * LEGIBLE)))
+
+
+def _room_for_text(ax, labels, shape, image_shape):
     """Return the size at which the longest text fits, in points, and its height in images."""
     lines = [label.split("\n") for label in labels]
-    points = 72 * ax.get_window_extent().width / ax.figure.dpi / n_columns
-    longest = max(len(line) for label in lines for line in label)
-    size = np.clip(points / (CHARACTER * longest), MIN_FONT_SIZE, FONT_SIZE)
-    return size, max(map(len, lines)) * LINE * size / points
+    n_lines, longest = max(map(len, lines)), max(len(line) for label in lines for line in label)
+    width = _cell_width(ax, shape, image_shape, n_lines, longest)
+    size = min(width / (CHARACTER * longest), FONT_SIZE)
+    return size, n_lines * LINE * size / width
+
+
+def _cell_width(ax, shape, image_shape, n_lines, longest):
+    """Return the width of an image of a grid in points, with text above that is as wide."""
+    width, height = slot_size(ax) / shape[::-1]
+    proportions, text = image_shape[0] / image_shape[1], n_lines * LINE
+    # As high as images with text of the largest size, or of one that follows the width.
+    largest = (height - text * FONT_SIZE) / proportions
+    return min(width, max(largest, height / (proportions + text / (CHARACTER * longest))))

@@ -11,8 +11,18 @@ from sklearn.utils import check_random_state
 
 from .._images import ImagesLike
 from .._platform.sklearn import safe_indexing
-from ._drawing import BLUE, ORANGE, check_count, draw_grid, drawable, grid_size, new_axes
+from ._drawing import (
+    BLUE,
+    ORANGE,
+    characters_per_line,
+    check_count,
+    draw_grid,
+    drawable,
+    grid_size,
+    new_axes,
+)
 from ._find_network import find_network
+from ._text import shortened
 
 # Longer texts take two lines.
 MAX_CHARACTERS = 16
@@ -22,7 +32,7 @@ class PredictionsDisplay:
     """Images with their predictions, probabilities and labels.
 
     Above each image stands the prediction and, if there are any, its probability; a wrong one in
-    orange, behind the label: "7 → 2".
+    orange, behind the label: "7 → 2". Of names that are too long for that the middle is left out.
 
     It is recommended to use `from_estimator` to create one.
 
@@ -149,12 +159,19 @@ class PredictionsDisplay:
         -------
         self
         """
-        images = drawable(self.images)
-        texts = self._texts()
-        n_lines = 1 + ("\n" in "".join(texts))
-        size = grid_size(len(images), images.shape[1:3], n_columns, side=1.2, n_lines=n_lines)
+        images, parts = drawable(self.images), self._parts()
+        n, shape = len(images), images.shape[1:3]
+        is_long = max(len(_text(*part)) for part in parts) > MAX_CHARACTERS
+        n_lines = 1 + (is_long and any(truth is not None for truth, *_ in parts))
+        size = grid_size(n, shape, n_columns, side=1.2, n_lines=n_lines)
         self.ax_ = new_axes(ax, size)
         self.figure_ = self.ax_.figure
+        self.ax_.set_axis_off()
+        if is_long:
+            most = characters_per_line(self.ax_, n, shape, n_columns, n_lines)
+            texts = [_text(*part, most, between=" →\n") for part in parts]
+        else:
+            texts = [_text(*part) for part in parts]
         self.im_, self.texts_ = draw_grid(
             self.ax_, images, n_columns=n_columns, labels=texts, **im_kw
         )
@@ -163,24 +180,31 @@ class PredictionsDisplay:
                 text.set_color(BLUE if is_right else ORANGE)
         return self
 
-    def _texts(self):
-        texts = [str(label) for label in self.y_pred]
+    def _parts(self) -> list[tuple[str | None, str, str]]:
+        """Return of each image its label where it is another, the predicted one, a probability."""
+        truths: list = [None] * len(self.y_pred)
+        percents = [""] * len(self.y_pred)
         if self.y_true is not None:
-            rows = zip(self.y_true, self.y_pred, texts, strict=True)
-            texts = [text if y == label else f"{y} → {text}" for y, label, text in rows]
+            pairs = zip(self.y_true, self.y_pred, strict=True)
+            truths = [None if y == label else str(y) for y, label in pairs]
         if self.probabilities is not None:
-            pairs = zip(texts, self.probabilities, strict=True)
-            texts = [f"{text}  {probability:.0%}" for text, probability in pairs]
-        if max(map(len, texts)) > MAX_CHARACTERS:
-            texts = [text.replace(" → ", " →\n") for text in texts]
-        return texts
+            percents = [f"  {probability:.0%}" for probability in self.probabilities]
+        return list(zip(truths, map(str, self.y_pred), percents, strict=True))
+
+
+def _text(truth, name, percent, most=1_000_000, between=" → "):
+    """Return what stands above an image, of names short enough for ``most`` a line."""
+    predicted = shortened(name, most - len(percent)) + percent
+    if truth is None:
+        return predicted
+    return shortened(truth, most - len(between.rstrip())) + between + predicted
 
 
 def _choose(found, X, y, which, n_images, random_state):
     """Return the rows to draw and, if all were predicted, their labels and probabilities."""
     n = len(X)
     if not isinstance(which, str) and _are_rows(np.asarray(which)):
-        return np.arange(n)[np.asarray(which)], None
+        return _rows_of(np.asarray(which), n), None
     if not isinstance(which, str) or which not in ("first", "random", "worst", "wrong"):
         raise ValueError(
             f"which={which!r} is none of 'first', 'random', 'worst', 'wrong' and row numbers"
@@ -205,6 +229,17 @@ def _are_rows(which):
     """Whether these are numbers of rows, or a mask, of at least one."""
     n_rows = which.sum() if which.dtype == bool else which.size
     return which.ndim == 1 and which.dtype.kind in "iub" and n_rows > 0
+
+
+def _rows_of(which, n):
+    """Return numbers of rows, or a mask, as rows of ``n`` images."""
+    if which.dtype == bool:
+        if len(which) != n:
+            raise IndexError(f"which: the mask has {len(which)} entries, but X {n} images")
+        return np.flatnonzero(which)
+    if beyond := [int(row) for row in which if not -n <= row < n]:
+        raise IndexError(f"which: X has no row {beyond[0]}; its rows are 0 to {n - 1}")
+    return np.arange(n)[which]
 
 
 def _true_probabilities(found, y, probabilities):

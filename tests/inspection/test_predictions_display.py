@@ -1,5 +1,7 @@
 """Images with their predictions."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,39 @@ def test_long_names_take_two_lines():
     assert texts(display) == ["hamster →\nguinea pig", "guinea pig →\nhamster"]
 
 
+BREEDS = np.array([f"{name} of some faraway hills, {name}" for name in ("cow", "sheep", "elk")])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
+@pytest.mark.parametrize("n", [1, 10, 25])
+@pytest.mark.parametrize("where", ["alone", "in a grid", "in a constrained grid"])
+@pytest.mark.parametrize("names", [np.array(["1", "2", "3"]), BREEDS], ids=["short", "long"])
+def test_texts_neither_overlap_nor_leave_their_columns(names, where, n, shape):
+    ax = None
+    if where != "alone":
+        layout = "constrained" if "constrained" in where else None
+        ax = plt.subplots(2, 2, layout=layout)[1][0, 1]
+    labels, truth = names[np.arange(n) % 3], names[np.arange(n) // 2 % 3]
+    images, probabilities = np.zeros((n, 1, *shape)), np.full(n, 0.98)
+    display = PredictionsDisplay(images, labels, y_true=truth, probabilities=probabilities)
+    display.plot(ax)
+    display.figure_.canvas.draw()
+    boxes = [text.get_window_extent() for text in display.texts_]
+    # Characters are rounded to whole pixels, which is much where they have two or three.
+    rounding = 0.5 if display.texts_[0].get_size() >= 3 else 1.5
+    for one, other in combinations([box.padded(-rounding) for box in boxes], 2):
+        assert not one.overlaps(other)
+    for box in boxes:
+        assert box.x0 >= display.figure_.bbox.x0
+        assert box.x1 <= display.figure_.bbox.x1
+    for text, name in zip(texts(display), labels, strict=True):
+        assert text.endswith("98%")
+        assert name[-1] in text
+    if ax is None and names is BREEDS and shape == (8, 8):
+        assert all("…" in text for text in texts(display))
+        assert display.texts_[0].get_size() >= 6
+
+
 def test_equal_labels_of_other_types_are_right():
     display = PredictionsDisplay(
         np.zeros((2, 1, 4, 4)), np.array([3, 5]), y_true=np.array([3.0, 4])
@@ -156,8 +191,11 @@ def test_bad_input(net, fitted):
         draw(net, X, y, which="best")
     with pytest.raises(ValueError, match="X holds 200 images, but y 3 labels"):
         draw(net, X, y[:3])
-    with pytest.raises(IndexError, match="200 is out of bounds"):
-        draw(net, X, y, which=[200])
+    for row in 200, -201:
+        with pytest.raises(IndexError, match=f"X has no row {row}; its rows are 0 to 199"):
+            draw(net, X, y, which=[3, row])
+    with pytest.raises(IndexError, match="the mask has 3 entries, but X 200 images"):
+        draw(net, X, y, which=[True, False, True])
     for which in (3, [], [0.5], np.zeros(200, bool)):
         with pytest.raises(
             ValueError, match=r"(?s)which=.* is none of 'first', .* and row numbers"
