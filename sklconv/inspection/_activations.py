@@ -9,12 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._images import ImagesLike
-from ._drawing import BLUE, draw_image, drawable, new_row_of_axes
+from ._drawing import (
+    BLUE,
+    CHARACTER,
+    FONT_SIZE,
+    MIN_FONT_SIZE,
+    draw_image,
+    drawable,
+    new_row_of_axes,
+)
 from ._find_network import find_network
-from ._text import draw_title
+from ._text import draw_title, shortened, slot_size
 
-# So many bars have room for a name each.
-MAX_NAMED = 20
+# So many bars have room for a name each; of more, so many of the highest are named, if they are
+# at least a tenth as high as the highest.
+MAX_NAMED, N_HIGHEST = 20, 5
+
+# Longer names are slanted, in a figure that is higher by so many inches, and take so many times
+# their size in width and such a part of the axes' place in height.
+MAX_UPRIGHT, HIGHER, SLANTED, DEPTH = 3, 0.8, 1.6, 0.35
 
 
 class ActivationsDisplay:
@@ -27,7 +40,8 @@ class ActivationsDisplay:
     activations : ndarray of shape (n_activations,)
         The values.
     classes : array-like of shape (n_activations,) or None, default=None
-        The class labels, if the values are their probabilities.
+        The class labels, if the values are their probabilities. Of more than 20, or than there is
+        room for, the five highest at most are named.
     image : ndarray of shape (C, H, W) or None, default=None
         The image; None: the bars stand alone.
     layer : str or None, default=None
@@ -131,7 +145,9 @@ class ActivationsDisplay:
         """
         image = None if ax is not None and np.size(ax) == 1 else self.image
         ratios = [1] if image is None else [1, 3]
-        self.axes_ = new_row_of_axes(ax, len(ratios), (6.4, 2.2), width_ratios=ratios)
+        names = [] if self.classes is None else [str(label) for label in self.classes]
+        size = 6.4, 2.2 + HIGHER * (max(map(len, names), default=0) > MAX_UPRIGHT)
+        self.axes_ = new_row_of_axes(ax, len(ratios), size, width_ratios=ratios)
         bars, self.figure_ = self.axes_[-1], self.axes_[-1].figure
         self.im_ = None
         if image is not None:
@@ -148,18 +164,30 @@ class ActivationsDisplay:
             bars.margins(x=0.01)
         else:
             bars.set(xlabel="Class", ylabel="Probability", ylim=(0, 1))
-            if len(places) <= MAX_NAMED:
-                _name_classes(bars, places, [str(label) for label in self.classes])
+            _name_classes(bars, self.activations, names)
         return self
 
 
-def _name_classes(ax, places, names):
-    slanted = max(map(len, names)) > 3
-    ax.set_xticks(
-        places,
-        names,
-        parse_math=False,
-        rotation=45 if slanted else 0,
-        ha="right" if slanted else "center",
-        rotation_mode="anchor" if slanted else "default",
-    )
+def _name_classes(ax, heights, names):
+    width, height = slot_size(ax)
+    longest = max(map(len, names))
+    is_slanted = longest > MAX_UPRIGHT
+    taken = SLANTED if is_slanted else CHARACTER * (longest + 1)
+    places, size = range(len(names)), width / (len(names) * taken)
+    if len(names) > MAX_NAMED or size < MIN_FONT_SIZE:
+        places, size = _highest(heights, gap=FONT_SIZE / size), FONT_SIZE
+    style = {"size": min(size, FONT_SIZE), "parse_math": False}
+    if is_slanted:
+        style |= {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    most = max(8, int(DEPTH * height / (CHARACTER * style["size"] * np.sqrt(0.5))))
+    ax.set_xticks(places, [shortened(names[place], most) for place in places], **style)
+
+
+def _highest(heights, gap):
+    """Return the places of the highest bars, from the highest on where they are ``gap`` apart."""
+    chosen: list[int] = []
+    for place in np.argsort(-heights, kind="stable"):
+        is_high = 10 * heights[place] >= np.max(heights)
+        if is_high and all(abs(place - other) >= gap for other in chosen):
+            chosen.append(int(place))
+    return sorted(chosen[:N_HIGHEST])

@@ -79,6 +79,52 @@ def test_bars_alone():
         display.plot(plt.figure().subplots(1, 3))
 
 
-def test_more_classes_than_have_room_are_not_named():
-    display = ActivationsDisplay(np.full(100, 0.01), classes=np.arange(100)).plot()
-    assert len(display.axes_[0].get_xticks()) < 20
+def names_of(ax):
+    """The names at the bars by their places, and their boxes."""
+    ax.figure.canvas.draw()
+    labels = ax.get_xticklabels()
+    names = dict(zip(ax.get_xticks().tolist(), [one.get_text() for one in labels], strict=True))
+    return names, [label.get_window_extent() for label in labels]
+
+
+@pytest.mark.parametrize("prefix", ["", "class_", "a class with a rather long name, no. "])
+def test_of_many_classes_the_highest_are_named(prefix):
+    heights = np.full(100, 0.001)
+    # The second highest stands beside the highest, where there is no room for its name.
+    heights[[50, 51, 5, 95, 30, 70, 15]] = [0.4, 0.2, 0.1, 0.08, 0.07, 0.06, 0.05]
+    classes = [f"{prefix}{i}" for i in range(100)]
+    ax = ActivationsDisplay(heights, classes=classes, image=np.ones((1, 8, 8))).plot().axes_[1]
+    names, boxes = names_of(ax)
+    assert list(names) == [5, 30, 50, 70, 95]
+    for place, name in names.items():
+        assert name == classes[place] or (name.endswith(str(place)) and "…" in name)
+    for one in boxes:
+        assert ax.figure.bbox.x0 <= one.x0 < one.x1 <= ax.figure.bbox.x1
+        assert ax.figure.bbox.y0 <= one.y0
+
+
+def test_where_one_bar_is_high_only_that_is_named():
+    heights = np.full(30, 0.001)
+    heights[7] = 0.97
+    ax = ActivationsDisplay(heights, classes=[f"class {i}" for i in range(30)]).plot().axes_[0]
+    assert names_of(ax)[0] == {7: "class 7"}
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+@pytest.mark.parametrize("n", [3, 10, 20])
+def test_long_names_are_shortened(n, layout):
+    classes = [f"a class with a rather long name, no. {i}" for i in range(n)]
+    display = ActivationsDisplay(np.ones(n) / n, classes=classes, image=np.ones((1, 8, 8)))
+    for ax in None, plt.subplots(2, 2, layout=layout)[1][1, 1]:
+        bars = display.plot(ax).axes_[-1]
+        names, boxes = names_of(bars)
+        assert list(names) == list(range(n))
+        for place, name in names.items():
+            assert 8 <= len(name) <= 25
+            assert name.endswith(f" {place}")
+        assert min(label.get_size() for label in bars.get_xticklabels()) >= 5
+        assert bars.get_window_extent().height > 70  # pixels
+        # Lines at 45°: as far apart as they are high.
+        across = [(box.x1 - box.y1) * np.sqrt(0.5) for box in boxes]
+        size = bars.get_xticklabels()[0].get_size() * bars.figure.dpi / 72
+        assert (np.diff(across) >= size).all()
