@@ -58,6 +58,25 @@ def test_all_right_is_drawn_as_well():
     assert low < 1 < 2 < high
 
 
+@pytest.mark.parametrize("n_classes", [2, 10, 100])
+@pytest.mark.parametrize("where", ["alone", "in a grid", "in a constrained grid"])
+def test_the_legend_covers_no_histogram(n_classes, where):
+    rng = np.random.default_rng(0)
+    confidences = rng.uniform(1 / n_classes, 0.5 + 0.5 / n_classes, size=5000)
+    layout = "constrained" if "constrained" in where else None
+    ax = None if where == "alone" else plt.subplots(2, 2, layout=layout)[1][1, 0]
+    display = ConfidenceDisplay(confidences, rng.random(5000) < 0.5, n_classes=n_classes)
+    ax = display.plot(ax, bins=30).ax_
+    display.figure_.canvas.draw()
+    legend, whole = ax.get_legend().get_window_extent(), display.figure_.bbox
+    for drawn in display.right_, display.wrong_:
+        assert drawn.get_path().get_extents(drawn.get_transform()).y1 <= legend.y0
+    assert whole.x0 <= legend.x0 < legend.x1 <= whole.x1
+    assert legend.y1 <= whole.y1
+    if where != "alone":
+        assert legend.y1 <= ax.get_window_extent().y1
+
+
 def test_heads_without_probabilities_are_told_what_would_do(digits):
     X, y = digits
     net = ConvNetClassifier(LAYERS, max_epochs=1, random_state=0)
