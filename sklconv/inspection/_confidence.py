@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._images import ImagesLike
-from ._drawing import ABOVE, BLUE, ORANGE, check_count, new_axes
+from ._drawing import ABOVE, BLUE, INSIDE, ORANGE, check_count, new_axes, part_of_legend
 from ._find_network import find_network
-
-# Of a legend within axes that others made, where there may be no room above.
-INSIDE = {"loc": "upper left", "fontsize": "small", "borderaxespad": 0.3}
 
 
 class ConfidenceDisplay:
@@ -133,7 +130,7 @@ class ConfidenceDisplay:
         self
         """
         check_count("ConfidenceDisplay.plot", bins=bins)
-        ax_is_new = ax is None
+        is_new = ax is None
         self.ax_ = ax = new_axes(ax, (5, 3.4))
         self.figure_ = ax.figure
         edges = np.linspace(1 / self.n_classes, 1, bins + 1)
@@ -155,15 +152,8 @@ class ConfidenceDisplay:
         # One image stands half a decade above the axis.
         ax.set(xlim=edges[[0, -1]], ylim=(0.5, 2 * highest))
         ax.set(xlabel="Highest probability", ylabel="Images")
-        legend = ax.legend(title="Predicted", **(ABOVE | {"ncols": 2} if ax_is_new else INSIDE))
-        if not ax_is_new:
-            _make_room(ax, legend)
+        legend = ax.legend(title="Predicted", **(ABOVE | {"ncols": 2} if is_new else INSIDE))
+        if not is_new:
+            bottom, top = ax.get_ylim()
+            ax.set_ylim(top=bottom * (top / bottom) ** (1 / (1 - part_of_legend(ax, legend))))
         return self
-
-
-def _make_room(ax, legend):
-    """Raise the upper end of the log axis until the legend stands above the histograms."""
-    part = legend.get_window_extent().height / ax.get_window_extent().height
-    bottom, top = ax.get_ylim()
-    # Legends that are higher than the axes have no room anywhere.
-    ax.set_ylim(top=bottom * (top / bottom) ** (1 / (1 - min(part, 0.7))))

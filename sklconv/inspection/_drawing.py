@@ -17,8 +17,9 @@ MAX_OPACITY = 0.7
 # Under values, an image is drawn in greys so bright that colours show on its darkest parts.
 DARKEST = 0.4
 
-# A legend's place in constrained layout.
+# A legend's place in constrained layout, and in a figure that may have no room above its axes.
 ABOVE = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
+INSIDE = {"loc": "upper left", "fontsize": "small", "borderaxespad": 0.3}
 
 # Between the images of a grid, as a part of an image's width, which is that many pixels at least.
 GAP, MIN_PIXELS = 0.08, 12
@@ -64,6 +65,13 @@ def new_row_of_axes(ax, n, size, **subplots_kw):
     if wrong := [type(one).__name__ for one in axes if not hasattr(one, "transAxes")]:
         raise TypeError(f"ax must be matplotlib axes, not {wrong[0]}")
     return axes
+
+
+def part_of_legend(ax, legend):
+    """Return which part of the axes' height a legend in their upper corner takes, at most 0.7."""
+    gaps = FONT_SIZE  # above and below
+    height = 72 * legend.get_window_extent().height / ax.figure.dpi + gaps
+    return min(0.7, height / slot_size(ax)[1])
 
 
 def colour_scale(values, symmetric=None):

@@ -9,9 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._images import ImagesLike
-from ._drawing import ABOVE, COLOURS, FONT_SIZE, LINE, MIN_FONT_SIZE, new_axes
+from ._drawing import (
+    ABOVE,
+    COLOURS,
+    FONT_SIZE,
+    INSIDE,
+    LINE,
+    MIN_FONT_SIZE,
+    new_axes,
+    part_of_legend,
+)
 from ._layer_probe import layer_probe
-from ._text import literal
+from ._text import literal, shortened, slot_size
 
 # How poolings are called, in the order of their colours; callables follow by their names.
 POOLINGS = {
@@ -27,6 +36,10 @@ MARKERS = "osDv^P"
 ROW, AROUND, WIDTH = 0.22, 2.0, 6.5
 # Around the points that are marked, and how far poolings of a layer lie apart, in rows.
 RING, APART = 12, 0.5
+
+# Of places for axes, in points: in narrower ones, texts are shorter. Characters of layers' names.
+NARROW, SHORT, LONG = 380, 10, 22
+XLABELS = ["Cross-validated accuracy, mean and standard deviation", "Accuracy, mean ± std"]
 
 
 class LayerProbeDisplay:
@@ -119,16 +132,21 @@ class LayerProbeDisplay:
         self
         """
         layers = list(dict.fromkeys(self.probe["layers"]))
-        # Above the axes, unless these are of a figure that may have no room there.
-        place = ABOVE if ax is None else {"framealpha": 0.9, "fontsize": "small"}
+        is_new = ax is None
         self.ax_ = ax = new_axes(ax, (WIDTH, AROUND + ROW * len(layers)))
         self.figure_ = ax.figure
+        width, _ = slot_size(ax)
+        is_narrow = bool(width < NARROW)
         heights = self._draw_poolings(layers, errorbar_kw)
-        self._mark(heights)
+        self._mark(heights, is_narrow)
         ax.set(ylim=(len(layers) - 0.5, -0.5))
-        ax.set_xlabel("Cross-validated accuracy, mean and standard deviation")
-        _name_rows(ax, layers)
-        ax.legend(**place)
+        _end_at_one(ax, width)
+        ax.set_xlabel(XLABELS[is_narrow])
+        legend = ax.legend(**(ABOVE if is_new else INSIDE))
+        if not is_new:
+            bottom, top = ax.get_ylim()
+            ax.set_ylim(bottom, bottom + (top - bottom) / (1 - part_of_legend(ax, legend)))
+        _name_rows(ax, [shortened(name, SHORT if is_narrow else LONG) for name in layers])
         return self
 
     def _draw_poolings(self, layers, errorbar_kw):
@@ -152,33 +170,48 @@ class LayerProbeDisplay:
                 **errorbar_kw,
             }
             means, stds = (self.probe[f"accuracies_{what}"][chosen] for what in ("mean", "std"))
-            self.errorbars_.append(self.ax_.errorbar(means, rows[chosen], xerr=stds, **kw))
+            bars = np.minimum([stds, stds], [means, 1 - means])  # no accuracy is beyond 0 and 1
+            self.errorbars_.append(self.ax_.errorbar(means, rows[chosen], xerr=bars, **kw))
         return rows
 
-    def _mark(self, heights):
+    def _mark(self, heights, is_narrow):
         """Mark what is best, and what the model itself takes."""
         means = self.probe["accuracies_mean"]
         best = np.flatnonzero(means == np.nanmax(means))[-1]
         ink = self.ax_.xaxis.label.get_color()  # black, or white on dark ground
         ring = {"color": ink, "markerfacecolor": "none", "linestyle": "", "markersize": RING}
         (self.best_,) = self.ax_.plot(
-            means[best], heights[best], marker="o", label=f"best: {self._text(best)}", **ring
+            *(means[best], heights[best]),
+            marker="o",
+            label=f"best: {self._text(best, is_narrow)}",
+            **ring,
         )
         own, self.own_ = np.flatnonzero(self.probe["own"]), None
         if len(own):
-            label = "the model's own" + (f": {self._text(own[0])}" if len(own) == 1 else "")
+            label = "own" if is_narrow else "the model's own"
+            label += f": {self._text(own[0], is_narrow)}" if len(own) == 1 else ""
             (self.own_,) = self.ax_.plot(means[own], heights[own], marker="s", label=label, **ring)
 
-    def _text(self, i):
+    def _text(self, i, is_narrow):
         probe = self.probe
         mean, std = probe["accuracies_mean"][i], probe["accuracies_std"][i]
-        name = literal(probe["layers"][i]).lstrip()
+        if is_narrow:  # its row says which it is
+            return f"{mean:.3f} ± {std:.3f}"
+        name = literal(shortened(probe["layers"][i], LONG)).lstrip()
         return f"{name}, {_called(probe['pools'][i])}, {mean:.3f} ± {std:.3f}"
+
+
+def _end_at_one(ax, width):
+    """End the axis at accuracies of 1, with room for a ring around them."""
+    left, right = ax.get_xlim()
+    left = max(left, 0.0)
+    if right > 1:
+        ax.set_xlim(left, 1 + (1 - left) * RING / width)
 
 
 def _name_rows(ax, names):
     """Name the rows, or of rows that are too low every second, say."""
-    points = 72 * ax.get_window_extent().height / ax.figure.dpi / len(names)
+    points = slot_size(ax)[1] / abs(np.subtract(*ax.get_ylim()))
     size = float(np.clip(points / LINE, MIN_FONT_SIZE, FONT_SIZE))
     step = max(1, int(np.ceil(size / points)))
     ax.set_yticks(range(0, len(names), step), names[::step], size=size, parse_math=False)

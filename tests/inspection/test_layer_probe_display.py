@@ -135,6 +135,48 @@ def test_in_low_axes_only_some_rows_are_named():
     assert [label.get_text() for label in ax.get_yticklabels()][1] == "layer0.2.conv2"
 
 
+def test_no_accuracy_is_beyond_1():
+    probe = probe_of("abc", ["avg"] * 3, [0.8, 0.98, 1.0], [0.1, 0.1, 0.1])
+    display = LayerProbeDisplay(probe).plot()
+    ends = [ends for _, ends, _ in points(display.errorbars_[0])]
+    assert_allclose(ends, [(0.7, 0.9), (0.88, 1), (0.9, 1)])
+    # The ring around an accuracy of 1 is whole, and nothing else has room behind it.
+    display.figure_.canvas.draw()
+    ax = display.ax_
+    behind = ax.get_window_extent().x1 - ax.transData.transform((1, 0))[0]
+    ring = 12 * display.figure_.dpi / 72
+    assert ring / 2 <= behind <= 1.6 * ring
+    assert max(tick for tick in ax.get_xticks() if tick <= ax.get_xlim()[1]) <= 1
+    low = LayerProbeDisplay(probe_of("a", ["avg"], [0.02], [0.1])).plot()
+    assert_allclose(points(low.errorbars_[0])[0][1], (0, 0.12))
+
+
+@pytest.mark.parametrize("probe", [PROBE, many()], ids=["3 layers", "60 layers"])
+@pytest.mark.parametrize("layout", [None, "constrained"])
+def test_in_a_grid_the_legend_covers_no_row(probe, layout):
+    ax = plt.subplots(2, 2, layout=layout)[1][0, 1]
+    display = LayerProbeDisplay(probe).plot(ax)
+    (legend,) = boxes(display, [ax.get_legend()])
+    place = ax.get_window_extent()
+    assert place.x0 <= legend.x0 < legend.x1 <= place.x1
+    assert legend.y1 <= place.y1
+    first = ax.transData.transform((0, -0.5))[1]
+    assert first <= legend.y0 + 1  # pixel
+    assert display.best_.get_label() in ("best: 0.900 ± 0.030", "best: 0.950 ± 0.010")
+    assert all(len(label.get_text()) <= 10 for label in ax.get_yticklabels())
+
+
+def test_long_names_are_shortened():
+    layers = [f"features.{i}.with_a_rather_long_name.conv{i}" for i in range(8)]
+    display = LayerProbeDisplay(probe_of(layers, ["flatten"] * 8, np.linspace(0.5, 0.9, 8))).plot()
+    ax, whole = display.ax_, display.figure_.bbox
+    for box in boxes(display, [*ax.get_yticklabels(), ax.get_legend(), ax.xaxis.label]):
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert [name[-1] for name in names] == [*"01234567"]
+    assert all("…" in name for name in names)
+
+
 def test_keywords_go_to_matplotlib():
     display = LayerProbeDisplay(PROBE).plot(color="black", capsize=3)
     assert {container[0].get_color() for container in display.errorbars_} == {"black"}
