@@ -13,7 +13,7 @@ from sklearn.utils import get_tags
 from .._images import ImagesLike
 from ._drawing import check_count, draw_image, drawable, new_axes
 from ._find_network import find_network
-from ._text import draw_title
+from ._text import draw_title, literal, shortened, slot_size
 
 # Paul Tol's muted ones and black, which colour-blind eyes tell apart
 # (https://personal.sron.nl/~pault); further classes have them again with other markers.
@@ -23,8 +23,9 @@ COLOURS = (
 )
 MARKERS = "os^DvP*X"
 
-# More than that many classes are named where they lie, not in a legend.
-MAX_NAMED = 20
+# More than that many classes are named where they lie, not in a legend. Of longer names the middle
+# is left out.
+MAX_NAMED, MAX_CHARACTERS = 20, 20
 
 # The longer side of an image, as a part of the longer side of the embedding.
 IMAGE_SIDE = 1 / 14
@@ -55,7 +56,9 @@ class EmbeddingDisplay:
     images_ : list of matplotlib.image.AxesImage
         The images, around their places.
     legend_ : matplotlib.legend.Legend or None
-        The classes, if there are at most 20; more are named at the medians of their points.
+        The classes, if there are at most 20 and there is room beside the axes. Else they are named
+        at the medians of their points, those with most points first; a name that would cover
+        another is left out.
     ax_ : matplotlib.axes.Axes
         The axes.
     figure_ : matplotlib.figure.Figure
@@ -212,15 +215,10 @@ class EmbeddingDisplay:
 
     def _name_classes(self, classes, codes):
         from matplotlib.lines import Line2D
-        from matplotlib.patheffects import withStroke
 
+        names = [shortened(str(label), MAX_CHARACTERS) for label in classes]
         if len(classes) > MAX_NAMED:
-            for code, label in enumerate(classes):
-                place = np.median(self.embedding[codes == code], axis=0)
-                halo = [withStroke(linewidth=2, foreground="white")]
-                centred = {"ha": "center", "va": "center", "zorder": 5}
-                style = {"size": "small", "parse_math": False, "path_effects": halo}
-                self.ax_.text(*place, str(label), **style, **centred)
+            self._name_places(names, codes)
             return
         handles = [
             Line2D(
@@ -228,14 +226,43 @@ class EmbeddingDisplay:
                 linestyle="",
                 marker=_marker(code // len(COLOURS)),
                 color=COLOURS[code % len(COLOURS)],
-                label=str(label),
+                label=literal(name),
             )
-            for code, label in enumerate(classes)
+            for code, name in enumerate(names)
         ]
         beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
         self.legend_ = legend = self.ax_.legend(handles=handles, **beside)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        if self._has_no_room(legend):
+            legend.remove()
+            self.legend_ = None
+            self._name_places(names, codes)
+
+    def _has_no_room(self, legend):
+        """Whether the legend is cut off, or covers other axes of the figure."""
+        slot_size(self.ax_)  # settles where it is
+        box, whole = legend.get_window_extent(), self.figure_.figure.bbox
+        others = [ax for ax in self.figure_.axes if ax is not self.ax_]
+        is_cut_off = box.x1 > whole.x1 or box.y0 < whole.y0
+        return is_cut_off or any(box.overlaps(ax.get_window_extent()) for ax in others)
+
+    def _name_places(self, names, codes):
+        """Write each name where its points are, unless it would cover that of a larger class."""
+        from matplotlib.patheffects import withStroke
+
+        halo = [withStroke(linewidth=2, foreground="white")]
+        style = {"size": "small", "parse_math": False, "path_effects": halo}
+        style |= {"ha": "center", "va": "center", "zorder": 5}
+        slot_size(self.ax_)  # settles where the axes and so the places are
+        self.ax_.apply_aspect()
+        boxes: list = []
+        for code in np.argsort(-np.bincount(codes), kind="stable"):
+            place = np.median(self.embedding[codes == code], axis=0)
+            text = self.ax_.text(*place, names[code], **style)
+            box = text.get_window_extent()
+            if any(box.overlaps(other) for other in boxes):
+                text.remove()
+            else:
+                boxes.append(box)
 
 
 def _classes(y):

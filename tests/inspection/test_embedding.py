@@ -97,7 +97,70 @@ def test_each_class_has_its_colour_and_marker(n_classes):
     else:
         assert display.legend_ is None
         texts = [text.get_text() for text in display.ax_.texts]
+        assert texts
+        assert set(texts) < looks.keys()  # all lie about the middle, where few have room
+        return
     assert texts == sorted(looks)
+
+
+def names_at_places(display):
+    """Boxes of the names that are drawn, by name."""
+    display.figure_.canvas.draw()
+    return {text.get_text(): text.get_window_extent() for text in display.ax_.texts}
+
+
+@pytest.mark.parametrize("where", ["alone", "in a grid", "in a constrained grid"])
+def test_of_many_names_none_covers_another(where):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 100, size=3000)
+    centres = rng.normal(size=(100, 2))
+    embedding = centres[y] + 0.2 * rng.normal(size=(3000, 2))
+    layout = "constrained" if "constrained" in where else None
+    ax = None if where == "alone" else plt.subplots(2, 2, layout=layout)[1][1, 0]
+    display = EmbeddingDisplay(embedding, [f"class_{label:03d}" for label in y]).plot(ax)
+    boxes = names_at_places(display)
+    assert len(boxes) > (25 if ax is None else 5)
+    for one, other in combinations([box.padded(-0.5) for box in boxes.values()], 2):
+        assert not one.overlaps(other)
+    largest = np.bincount(y).argmax()
+    assert f"class_{largest:03d}" in boxes
+    for name, box in boxes.items():
+        place = display.ax_.transData.transform(np.median(embedding[y == int(name[-3:])], axis=0))
+        middle = (box.p0 + box.p1) / 2
+        np.testing.assert_allclose(middle, place, atol=2)  # pixels
+
+
+def test_names_that_have_room_are_all_there():
+    grid = np.stack(np.meshgrid(np.arange(5.0), np.arange(5.0)), axis=2).reshape(-1, 2)
+    names = [f"n{i:02d}" for i in range(25)]
+    display = EmbeddingDisplay(grid, names).plot()
+    assert sorted(names_at_places(display)) == names
+
+
+def test_long_names_leave_the_plot_its_room():
+    rng = np.random.default_rng(0)
+    names = [f"a class with a rather long name, no. {i}" for i in range(10)]
+    display = EmbeddingDisplay(rng.normal(size=(50, 2)), names * 5).plot()
+    display.figure_.canvas.draw()
+    assert display.ax_.get_window_extent().width > 0.6 * display.figure_.bbox.width
+    texts = [text.get_text() for text in display.legend_.get_texts()]
+    assert [len(text) for text in texts] == [20] * 10
+    assert [text[-1] for text in texts] == [*"0123456789"]
+
+
+def test_a_legend_that_has_no_room_gives_way_to_names_at_places():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, size=500)
+    embedding = 20 * rng.normal(size=(10, 2))[y] + rng.normal(size=(500, 2))
+    axes = plt.subplots(2, 2)[1]
+    for ax in axes[0, 0], axes[1, 1]:
+        display = EmbeddingDisplay(embedding, y).plot(ax)
+        assert display.legend_ is None
+        assert ax.get_legend() is None
+        assert names_at_places(display).keys() <= {*"0123456789"}
+        assert len(ax.texts) > 5
+    axes = plt.subplots(2, 2, layout="constrained", figsize=(9, 7))[1]
+    assert EmbeddingDisplay(embedding, y).plot(axes[0, 0]).legend_ is not None
 
 
 def test_labels_of_some_images_only():
