@@ -13,6 +13,9 @@ from ._drawing import colour_scale, draw_grid, grid_size, new_axes
 from ._find_network import find_network
 from ._text import draw_title
 
+# Of smaller maps, little can be seen.
+MIN_SIDE = 4
+
 
 class FeatureMapsDisplay:
     """What a layer makes of one image: its feature maps, as a grid on one colour scale.
@@ -80,7 +83,8 @@ class FeatureMapsDisplay:
         X : array-like
             One image in any form that ``predict`` takes, with or without its batch axis.
         layer : str, int or None, default=None
-            A layer's name or negative index; None: the last one with maps of more than one pixel.
+            A layer's name or negative index. None: the last one with maps of at least 4×4 pixels
+            or, without any, of more than one pixel.
         n_columns, ax, **im_kw
             As `plot` takes them.
 
@@ -124,8 +128,8 @@ class FeatureMapsDisplay:
 def maps_tap(found, layer, deepest=None):
     """Return the `TapSet` of one layer with maps, and the maps' shape, (C, H, W).
 
-    None is the last one with maps of more than one pixel that runs no later than ``deepest``, a
-    `Tap` or None.
+    None is the last one with maps of at least 4×4 pixels, or else of more than one, that runs no
+    later than ``deepest``, a `Tap` or None.
     """
     trace = found.trace()
     shapes = {call.name: call.output.shape[1:] for call in trace.calls}  # of the last calls
@@ -136,8 +140,7 @@ def maps_tap(found, layer, deepest=None):
     if not with_maps:
         raise ValueError("this network has no layer that puts out feature maps")
     if layer is None:
-        wide = [name for name in with_maps if sum(n > 1 for n in shapes[name]) > 1]
-        layer = (wide or with_maps)[-1]
+        layer = _last_wide(with_maps, shapes)
     taps = found.taps(layer, "flatten", trace)
     shape = taps.tapped[0].reading.shape
     if len(taps.tapped) > 1 or len(shape) != 3:
@@ -146,3 +149,12 @@ def maps_tap(found, layer, deepest=None):
             f"{', '.join(with_maps)}"
         )
     return taps, shape
+
+
+def _last_wide(names, shapes):
+    """Return the last layer whose maps are wide enough to look at, or else wider than a pixel."""
+    for least in (MIN_SIDE, 2, 1):
+        # Channels may be any of the three axes.
+        if wide := [name for name in names if sum(n >= least for n in shapes[name]) > 1]:
+            return wide[-1]
+    return names[-1]

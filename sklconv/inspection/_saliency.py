@@ -132,8 +132,8 @@ class SaliencyDisplay:
             machine, which compares classes in pairs, the sum over its pairs. None: the predicted
             one.
         layer : str, int or None, default=None
-            A layer's name or negative index, for Grad-CAM. None: the last one with maps of more
-            than one pixel in front of the score.
+            A layer's name or negative index, for Grad-CAM. None: the last one in front of the
+            score with maps of at least 4×4 pixels or, without any, of more than one pixel.
         ax, **im_kw
             As `plot` takes them.
 

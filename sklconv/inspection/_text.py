@@ -48,7 +48,7 @@ def fit_text(text, parts, room, between):
     length = _length(text)
     if length <= room:
         return
-    text.set_linespacing(1.0)
+    text.set_linespacing(1.1)
     size = text.get_size()
     # Widths are rounded to pixels, so that they do not follow sizes quite.
     text.set_size(size * max(SMALLEST, 0.95 * room / length))

@@ -37,7 +37,7 @@ def hooked(network, name, image):
     return seen[-1].numpy()
 
 
-@pytest.mark.parametrize(("layer", "name"), [(None, "pool2"), ("conv1", "conv1"), (-6, "pool1")])
+@pytest.mark.parametrize(("layer", "name"), [(None, "conv2"), ("pool2", "pool2"), (-6, "pool1")])
 def test_maps_of_a_layer(net, digits, layer, name):
     display = FeatureMapsDisplay.from_estimator(net, digits[0][0], layer=layer)
     expected = hooked(net.module_, name, digits[0][0].reshape(1, 8, 8))
@@ -96,6 +96,21 @@ def test_channels_come_first_wherever_the_layer_has_them():
     np.testing.assert_allclose(display.feature_maps, expected, rtol=1e-5, atol=1e-6)
     pixel = FeatureMapsDisplay.from_estimator(model, image, layer="mean")
     assert pixel.feature_maps.shape == (5, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("side", "name"), [(16, "pool2"), (8, "conv2"), (3, "conv2"), (1, "conv")]
+)
+def test_small_maps_are_shown_only_where_there_are_no_larger_ones(side, name):
+    X = np.random.default_rng(0).random((20, side, side))
+    steps = [("conv", layers.Conv(2, 1))]
+    if side > 3:
+        steps += [("pool1", layers.MaxPool(2))]
+    if side > 1:
+        steps += [("conv2", layers.Conv(2, 2, padding="same"))]
+    steps += [("pool2", layers.MaxPool(2))] if side > 3 else [("mean", layers.GlobalAvgPool())]
+    net = ConvNetClassifier(steps, max_epochs=1, random_state=0).fit(X, np.arange(20) % 2)
+    assert FeatureMapsDisplay.from_estimator(net, X[0]).layer == name
 
 
 @pytest.mark.parametrize("layer", ["dense", "penultimate", "conv*"])
