@@ -17,6 +17,7 @@ from sklconv.inspection import (
 from sklconv.inspection._text import draw_title, shortened
 
 plt = pytest.importorskip("matplotlib.pyplot")
+is_math_text = pytest.importorskip("matplotlib.cbook").is_math_text
 
 HISTORY = [
     {"epoch": i, "train_loss": 1.0, "valid_loss": None, "train_accuracy": 0.5}
@@ -29,8 +30,10 @@ HARD = ["cost_$5_and_$6", r"$\frac$", "$x", "_run1", r"a\$b$"]
 def drawn(text):
     """What is drawn of a text; "mathematics" if it would be typeset as that."""
     text.figure.canvas.draw()
-    cleaned, is_math = text._preprocess_math(text.get_text())
-    return "mathematics" if is_math else cleaned
+    if not text.get_parse_math():
+        return text.get_text()
+    is_math = is_math_text(text.get_text())
+    return "mathematics" if is_math else text.get_text().replace(r"\$", "$")
 
 
 @pytest.mark.parametrize("name", HARD)
