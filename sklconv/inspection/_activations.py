@@ -145,20 +145,18 @@ class ActivationsDisplay:
         """
         image = None if ax is not None and np.size(ax) == 1 else self.image
         ratios = [1] if image is None else [1, 3]
-        names = [] if self.classes is None else [str(label) for label in self.classes]
-        size = 6.4, 2.2 + HIGHER * (max(map(len, names), default=0) > MAX_UPRIGHT)
+        names = None if self.classes is None else [str(label) for label in self.classes]
+        size = 6.4, 2.2 + HIGHER * (names is not None and _are_long(names))
         self.axes_ = new_row_of_axes(ax, len(ratios), size, width_ratios=ratios)
         bars, self.figure_ = self.axes_[-1], self.axes_[-1].figure
         self.im_ = None
         if image is not None:
             self.im_ = draw_image(self.axes_[0], drawable(image[None])[0])
-        places = np.arange(len(self.activations))
+        n = len(self.activations)
         # No gaps, which would flicker, between more bars than have room for a name each.
-        width = 0.8 if len(places) <= MAX_NAMED else 1.0
-        self.bars_ = bars.bar(
-            places, self.activations, **{"width": width, "color": BLUE, **bar_kw}
-        )
-        if self.classes is None:
+        bar_kw = {"width": 0.8 if n <= MAX_NAMED else 1.0, "color": BLUE, **bar_kw}
+        self.bars_ = bars.bar(np.arange(n), self.activations, **bar_kw)
+        if names is None:
             bars.set(xlabel="Unit", ylabel="Activation")
             draw_title(bars, [self.layer or ""])
             bars.margins(x=0.01)
@@ -168,11 +166,15 @@ class ActivationsDisplay:
         return self
 
 
+def _are_long(names):
+    return max(map(len, names)) > MAX_UPRIGHT
+
+
 def _name_classes(ax, heights, names):
+    """Name all bars or, of more than have room for a name each, the highest ones."""
     width, height = slot_size(ax)
-    longest = max(map(len, names))
-    is_slanted = longest > MAX_UPRIGHT
-    taken = SLANTED if is_slanted else CHARACTER * (longest + 1)
+    is_slanted = _are_long(names)
+    taken = SLANTED if is_slanted else CHARACTER * (max(map(len, names)) + 1)
     places, size = range(len(names)), width / (len(names) * taken)
     if len(names) > MAX_NAMED or size < MIN_FONT_SIZE:
         places, size = _highest(heights, gap=FONT_SIZE / size), FONT_SIZE

@@ -137,10 +137,8 @@ class ConfidenceDisplay:
         # Float32 sums can end a little beyond 1, or below the least.
         confidences = np.clip(self.confidences, edges[0], edges[-1])
         drawn, highest = [], 1
-        for name, rows, colour in (
-            ("right", self.is_right, BLUE),
-            ("wrong", ~self.is_right, ORANGE),
-        ):
+        parts = (("right", self.is_right, BLUE), ("wrong", ~self.is_right, ORANGE))
+        for name, rows, colour in parts:
             counts, _ = np.histogram(confidences[rows], edges)
             highest = max(highest, counts.max())
             label = f"{name} ({rows.sum():,})"
@@ -152,8 +150,13 @@ class ConfidenceDisplay:
         # One image stands half a decade above the axis.
         ax.set(xlim=edges[[0, -1]], ylim=(0.5, 2 * highest))
         ax.set(xlabel="Highest probability", ylabel="Images")
-        legend = ax.legend(title="Predicted", **(ABOVE | {"ncols": 2} if is_new else INSIDE))
-        if not is_new:
-            bottom, top = ax.get_ylim()
-            ax.set_ylim(top=bottom * (top / bottom) ** (1 / (1 - part_of_legend(ax, legend))))
+        _draw_legend(ax, is_new)
         return self
+
+
+def _draw_legend(ax, is_new):
+    """Draw the legend above the histograms, of which others' axes may have to show less."""
+    legend = ax.legend(title="Predicted", **(ABOVE | {"ncols": 2} if is_new else INSIDE))
+    if not is_new:
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(top=bottom * (top / bottom) ** (1 / (1 - part_of_legend(ax, legend))))

@@ -203,8 +203,7 @@ def draw_grid(ax, images, *, n_columns=None, labels=None, **im_kw):
     texts : ndarray of Text of shape (n,), or of none
     """
     ax.set_axis_off()
-    shape = grid_shape(len(images), n_columns)
-    n_columns = shape[1]
+    shape = _, n_columns = grid_shape(len(images), n_columns)
     size, room = _room_for_text(ax, labels, shape, images.shape[1:3]) if labels else (0, 0)
     # Small ones, of which a pixel would be a wide gap, are enlarged.
     repeats = max(1, round(MIN_PIXELS / images.shape[2]))

@@ -214,24 +214,12 @@ class EmbeddingDisplay:
         return drawn
 
     def _name_classes(self, classes, codes):
-        from matplotlib.lines import Line2D
-
         names = [shortened(str(label), MAX_CHARACTERS) for label in classes]
         if len(classes) > MAX_NAMED:
             self._name_places(names, codes)
             return
-        handles = [
-            Line2D(
-                *([], []),
-                linestyle="",
-                marker=_marker(code // len(COLOURS)),
-                color=COLOURS[code % len(COLOURS)],
-                label=literal(name),
-            )
-            for code, name in enumerate(names)
-        ]
         beside = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
-        self.legend_ = legend = self.ax_.legend(handles=handles, **beside)
+        self.legend_ = legend = self.ax_.legend(handles=_handles(names), **beside)
         if self._has_no_room(legend):
             legend.remove()
             self.legend_ = None
@@ -271,6 +259,22 @@ def _classes(y):
         return np.unique(y, return_inverse=True)
     except TypeError:  # None among strings, where some have no label
         return np.unique([str(label) for label in y], return_inverse=True)
+
+
+def _handles(names):
+    """Return what stands in the legend for each class."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D(
+            *([], []),
+            linestyle="",
+            marker=_marker(code // len(COLOURS)),
+            color=COLOURS[code % len(COLOURS)],
+            label=literal(name),
+        )
+        for code, name in enumerate(names)
+    ]
 
 
 def _marker(group):

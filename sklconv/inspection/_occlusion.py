@@ -173,9 +173,7 @@ class OcclusionDisplay:
         grid = [_positions(*sides) for sides in zip(size, patch, step, strict=True)]
         pixels = _fill_pixels(fill, found, X, image)
         for method in methods:
-            batches = (image, *_occluded(image, grid, patch, pixels))
-            scores = [score_images(found, images, method, column) for images in batches]
-            drops = scores[0] - np.concatenate(scores[1:])
+            drops = _drops(found, image, method, column, _occluded(image, grid, patch, pixels))
             if np.abs(drops).max() >= LEAST_DROP:
                 break
         display = cls(
@@ -225,6 +223,12 @@ class OcclusionDisplay:
         shape = self.image.shape[1:]
         for length, side, step in zip(shape, self.patch_size, self.stride, strict=True):
             yield np.arange(length), side, _positions(length, side, step)
+
+
+def _drops(found, image, method, column, occluded):
+    """Return how far the score is below that of the image, for each of the batches' images."""
+    scores = (score_images(found, images, method, column) for images in (image, *occluded))
+    return next(scores) - np.concatenate([*scores])
 
 
 def _as_sizes(value, name, default, most, what):

@@ -152,22 +152,26 @@ class TrainingHistoryDisplay:
         name = self.name if name is None else name
         self.axes_ = new_row_of_axes(ax, len(metrics), (3.3 * len(metrics), 2.7))
         self.figure_ = self.axes_[0].figure
-        self.lines_, self.zeros_ = [], []
+        self.lines_: list[Any] = []
+        self.zeros_: list[Any] = []
         for axes, drawn in zip(self.axes_, metrics, strict=True):
-            colour = COLOURS[len({line.get_color() for line in axes.lines}) % len(COLOURS)]
-            curves = [self._curve(part, drawn, scale) for part in splits]
-            for part, (epochs, values) in zip(splits, curves, strict=True):
-                label = part if name is None else literal(f"{name}, {part}")
-                kw = {"color": colour, **STYLES[part], "label": label, **line_kw}
-                there = np.where(values > 0, values, np.nan) if scale == "log" else values
-                self.lines_ += _draw_curve(axes, epochs, there, kw)
-            if scale == "log":
-                self.zeros_ += _draw_zeros(curves, self.lines_[-len(splits) :])
+            self._draw_metric(axes, drawn, splits, scale, name, line_kw)
             _finish(axes, drawn, scale)
             # Above the axes, unless these are of a figure that may have no room there.
             n_columns = len(splits) if name is None else 1
             axes.legend(**({"ncols": n_columns, **ABOVE} if ax is None else {}))
         return self
+
+    def _draw_metric(self, ax, metric, splits, scale, name, line_kw):
+        colour = COLOURS[len({line.get_color() for line in ax.lines}) % len(COLOURS)]
+        curves = [self._curve(part, metric, scale) for part in splits]
+        for part, (epochs, values) in zip(splits, curves, strict=True):
+            label = part if name is None else literal(f"{name}, {part}")
+            kw = {"color": colour, **STYLES[part], "label": label, **line_kw}
+            there = np.where(values > 0, values, np.nan) if scale == "log" else values
+            self.lines_ += _draw_curve(ax, epochs, there, kw)
+        if scale == "log":
+            self.zeros_ += _draw_zeros(curves, self.lines_[-len(splits) :])
 
     def _splits(self, split):
         validated = any(row["valid_loss"] is not None for row in self.history)
