@@ -15,11 +15,13 @@ from ._drawing import (
     FONT_SIZE,
     MIN_FONT_SIZE,
     draw_image,
+    draw_title,
     drawable,
     new_row_of_axes,
+    shortened,
+    slot_size,
 )
 from ._find_network import find_network
-from ._text import draw_title, shortened, slot_size
 
 # So many bars have room for a name each; of more, so many of the highest are named, if they are
 # at least a tenth as high as the highest.

@@ -1,11 +1,10 @@
-"""What all Displays draw with: axes, images in a grid, colour scales that all can tell apart."""
+"""What all Displays draw with: axes, images in a grid, texts, colour scales all can tell apart."""
 
 from numbers import Integral
 
 import numpy as np
 
 from .._platform.sklearn import Interval, validate_parameter_constraints
-from ._text import fit_text, slot_size
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -26,6 +25,9 @@ GAP, MIN_PIXELS = 0.08, 12
 
 # Of a figure, in inches; of text in points, and height and width of a character as parts of it.
 MAX_WIDTH, FONT_SIZE, MIN_FONT_SIZE, LINE, CHARACTER = 10.0, 10.0, 5.0, 1.4, 0.65
+
+# Of a text's size, what is left where it is made smaller before it is cut.
+SMALLEST = 0.7
 
 # Text above images is cut to be of this size, in points, but to no fewer characters a line.
 LEGIBLE, FEWEST = 6.5, 14
@@ -262,3 +264,64 @@ def _cell_width(ax, shape, image_shape, n_lines, longest):
     # As high as images with text of the largest size, or of one that follows the width.
     largest = (height - text * FONT_SIZE) / proportions
     return min(width, max(largest, height / (proportions + text / (CHARACTER * longest))))
+
+
+def literal(label):
+    """Return a label that legends draw as it is: no mathematics, and not left out."""
+    label = label.replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
+def shortened(text, most):
+    """Return ``text`` with its middle left out where it has more than ``most`` characters.
+
+    Names of classes and layers often differ at their ends.
+    """
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def class_title(label):
+    """Return what a class is called in a title: a string is a name, and no number."""
+    return label if isinstance(label, str) else f"class {label}"
+
+
+def slot_size(ax):
+    """Return width and height, in points, of where axes are, and an image may fill a part."""
+    figure = ax.figure.figure
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+    place = ax.get_position(original=True)
+    return 72 * np.array(place.size) * ax.figure.bbox.size / figure.dpi
+
+
+def draw_title(ax, parts, between=", "):
+    """Draw a title as wide as the axes' place at most, of parts that may have a line each."""
+    title = ax.set_title(between.join(parts), parse_math=False)
+    fit_text(title, parts, slot_size(ax)[0], between)
+
+
+def fit_text(text, parts, room, between):
+    """Make a text smaller, part it in lines, then shorten these, to be in ``room`` points."""
+    length = _length(text)
+    if length <= room:
+        return
+    text.set_linespacing(1.1)
+    size = text.get_size()
+    # Widths are rounded to pixels, so that they do not follow sizes quite.
+    text.set_size(size * max(SMALLEST, 0.95 * room / length))
+    if room / length < SMALLEST:
+        lines = [part + between.rstrip() for part in parts[:-1]] + [parts[-1]]
+        text.set_text("\n".join(lines))
+        most = max(map(len, lines))
+        while _length(text) > room and most > 1:
+            most -= 1
+            text.set_text("\n".join(shortened(line, most) for line in lines))
+
+
+def _length(text):
+    """Return the longer side of a text, also where it is turned, in points."""
+    extent = text.get_window_extent()
+    return 72 * max(extent.width, extent.height) / text.figure.figure.dpi

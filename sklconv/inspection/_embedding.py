@@ -11,9 +11,17 @@ from sklearn.decomposition import PCA
 from sklearn.utils import get_tags
 
 from .._images import ImagesLike
-from ._drawing import check_count, draw_image, drawable, new_axes
+from ._drawing import (
+    check_count,
+    draw_image,
+    draw_title,
+    drawable,
+    literal,
+    new_axes,
+    shortened,
+    slot_size,
+)
 from ._find_network import find_network
-from ._text import draw_title, literal, shortened, slot_size
 
 # Paul Tol's muted ones and black, which colour-blind eyes tell apart
 # (https://personal.sron.nl/~pault); further classes have them again with other markers.

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from .._activations.taps import layer_names
 from .._images import ImagesLike
 from .._platform.words import by
-from ._drawing import colour_scale, draw_grid, grid_size, new_axes
+from ._drawing import colour_scale, draw_grid, draw_title, grid_size, new_axes
 from ._find_network import find_network
-from ._text import draw_title
 
 # Of smaller maps, little can be seen.
 MIN_SIDE = 4

@@ -10,9 +10,8 @@ from torch import nn
 
 from .._activations.taps import resolve_taps
 from .._platform.words import by
-from ._drawing import colour_scale, draw_grid, grid_size, new_axes
+from ._drawing import colour_scale, draw_grid, draw_title, grid_size, new_axes
 from ._find_network import find_network
-from ._text import draw_title
 
 
 class FiltersDisplay:

@@ -16,11 +16,13 @@ from ._drawing import (
     INSIDE,
     LINE,
     MIN_FONT_SIZE,
+    literal,
     new_axes,
     part_of_legend,
+    shortened,
+    slot_size,
 )
 from ._layer_probe import layer_probe
-from ._text import literal, shortened, slot_size
 
 # How poolings are called, in the order of their colours; callables follow by their names.
 POOLINGS = {

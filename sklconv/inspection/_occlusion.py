@@ -15,9 +15,8 @@ from .._images.files import is_image_files
 from .._images.sources import CHUNK_BYTES, slices
 from .._platform.words import by
 from ._class_scores import as_rows, choose_responses, choose_target, score_images
-from ._drawing import draw_over
+from ._drawing import class_title, draw_over, draw_title
 from ._find_network import find_network
-from ._text import class_title, draw_title
 
 # A seventh of the shorter side, in steps of half of that: 169 images for a square one.
 PARTS = 7

@@ -20,9 +20,9 @@ from ._drawing import (
     drawable,
     grid_size,
     new_axes,
+    shortened,
 )
 from ._find_network import find_network
-from ._text import shortened
 
 # Longer texts take two lines.
 MAX_CHARACTERS = 16

@@ -12,10 +12,9 @@ from .._images import ImagesLike
 from .._platform.devices import without_autocast
 from .._platform.words import did_you_mean
 from ._class_scores import choose_target, linear_coefficients
-from ._drawing import draw_over
+from ._drawing import class_title, draw_over, draw_title
 from ._feature_maps import maps_tap
 from ._find_network import find_network
-from ._text import class_title, draw_title
 
 LABELS = {"grad_cam": "Grad-CAM", "gradient_x_input": "gradient × input"}
 

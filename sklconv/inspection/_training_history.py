@@ -8,9 +8,8 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from .._platform.sklearn import StrOptions, validate_parameter_constraints
-from ._drawing import ABOVE, COLOURS, import_matplotlib, new_row_of_axes
+from ._drawing import ABOVE, COLOURS, import_matplotlib, literal, new_row_of_axes
 from ._find_network import find_network
-from ._text import literal
 
 METRICS = ("loss", "accuracy")
 STYLES = {

@@ -14,7 +14,7 @@ from sklconv.inspection import (
     SaliencyDisplay,
     TrainingHistoryDisplay,
 )
-from sklconv.inspection._text import draw_title, shortened
+from sklconv.inspection._drawing import draw_title, shortened
 
 plt = pytest.importorskip("matplotlib.pyplot")
 is_math_text = pytest.importorskip("matplotlib.cbook").is_math_text
