@@ -45,7 +45,9 @@ class ImageFormat:
         are made arrays first, as `load_images` does.
         """
         image_shape = check_image_shape(image_shape)
-        if data_format != CHANNELS_FIRST:
+        # An array of another shape shows where its channels are.
+        shows = not holds_files(X) and X.ndim == 4 and X.shape[1:] != image_shape
+        if data_format != CHANNELS_FIRST and not shows:
             _warn_of_channels_last(image_shape)
         plain = replace(files, shape=None, fitting=None)
         if not holds_files(X):
@@ -163,7 +165,7 @@ def check_image_shape(image_shape):
 
 def _warn_of_channels_last(image_shape):
     """Warn of an ``image_shape``, (C, H, W) or None, that looks like (H, W, C)."""
-    if image_shape is None or image_shape[0] <= 4 or image_shape[2] not in (1, 3, 4):
+    if image_shape is None or min(image_shape[:2]) <= 4 or image_shape[2] not in (1, 3, 4):
         return
     height, width, channels = image_shape
     warnings.warn(

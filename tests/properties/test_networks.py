@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,9 @@ from sklconv.layers import (
     GlobalAvgPool,
     MaxPool,
 )
+
+# Drawn shapes may look like (height, width, channels).
+pytestmark = pytest.mark.filterwarnings("ignore:image_shape=:UserWarning")
 
 many = settings(
     max_examples=200,
