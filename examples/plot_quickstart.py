@@ -136,10 +136,10 @@ fig, ax = plt.subplots(figsize=(7, 5.5), layout="constrained")
 ax.scatter(*points.T, c=y_test, cmap="tab10", vmin=-0.5, vmax=9.5, s=14)
 ax.scatter(*points[wrong].T, facecolors="none", edgecolors="black", s=90)
 for point, label in zip(points[wrong], predicted[wrong], strict=True):
-    ax.annotate(f"taken for {label}", point, xytext=(7, 5), textcoords="offset points")
+    ax.annotate(f"→ {label}", point, xytext=(5, 5), textcoords="offset points")
 fig.colorbar(ax.collections[0], ticks=range(10), label="digit")
 ax.set(
-    title=f"Dense activations of {len(X_test)} test digits",
+    title=f"Dense activations of {len(X_test)} test digits (→ the label given by mistake)",
     xlabel="first principal component",
     ylabel="second principal component",
 )
