@@ -732,6 +732,10 @@ def remove_last(stack):
     del stack[-1]
 
 
+def append_layer(stack):
+    stack.append(Dense(4).build((3,), 3, generator())[0])
+
+
 def change_activation(stack):
     stack.conv.activation = "tanh"
 
@@ -745,7 +749,7 @@ def change_activation(stack):
         remove_last,
         change_activation,
         lambda stack: stack.append(nn.Softmax(1)),
-        lambda stack: stack.append(stack.output.__class__(3, 3, activation="tanh")),
+        append_layer,
     ],
 )
 def test_layers_that_are_changed_count(change, n):
