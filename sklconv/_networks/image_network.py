@@ -196,7 +196,8 @@ class LayerNetwork(ImageNetwork):
 
     def has_training_parts(self):
         """Whether any part is in training mode, also one that has been put in another's place."""
-        return any([part.training for part in self.body.modules()])  # noqa: C419
+        layers = self.body._modules.values()
+        return super().has_training_parts() or any([part.training for part in layers])  # noqa: C419
 
     def right_layouts(self):
         """Return a context that does nothing: the stack's layers see to it themselves."""
