@@ -69,9 +69,9 @@ def to_onnx(
     Notes
     -----
     The network is computed in float32, and within 1e-4 of its largest value as by torch: this is
-    tried with a few images. So is the whole graph, whose outputs for 32 images of noise must be
-    the model's, but for a few images that trees may part by rounding. What estimators check at
-    each call (the range of pixels, NaN) a graph does not.
+    tried with a few images. So is the whole graph of a classifier or transformer, whose outputs
+    for 32 images of noise must be the model's, but for a few images that trees may part by
+    rounding. What estimators check at each call (the range of pixels, NaN) a graph does not.
 
     Examples
     --------

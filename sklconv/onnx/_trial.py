@@ -57,20 +57,24 @@ def noise(network, shape, dtype):
 
 
 def _outputs_of(model, images):
-    """Return what the graph is to put out; nothing if the model refuses such images."""
+    """Return what the graph is to put out; nothing if the model refuses such images.
+
+    Of models that are neither classifiers nor mere transformers, skl2onnx has outputs of its own.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if is_classifier(model):
                 return [model.predict(images), _scores(model, images)]
-            return [model.transform(images) if hasattr(model, "transform") else None]
+            return [] if hasattr(model, "predict") else [model.transform(images)]
         except (ValueError, TypeError):
             return []
 
 
 def _scores(model, images):
     if hasattr(model, "predict_proba"):
-        return model.predict_proba(images)
+        scores = model.predict_proba(images)
+        return None if isinstance(scores, list) else scores  # of several targets, padded there
     if not hasattr(model, "decision_function"):
         return None
     scores = model.decision_function(images)

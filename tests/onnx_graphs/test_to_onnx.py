@@ -10,11 +10,13 @@ import torch
 from exported_networks import Branches, Branching, ScaledByTheirNumber
 from sklearn.base import BaseEstimator, clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
+from sklearn.cross_decomposition import PLSRegression
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
@@ -201,6 +203,25 @@ def test_outputs_are_a_label_an_image_and_a_column_a_class(head, n_classes):
         assert labels.shape == (n,)
         sure = np.abs(np.diff(np.sort(wanted[:n], axis=1)[:, -2:])[:, 0]) > margin
         np.testing.assert_array_equal(labels[sure], model.predict(X[:n])[sure])
+
+
+@pytest.mark.parametrize(
+    ("head", "targets", "shapes"),
+    [
+        (KMeans(5, random_state=0), y, [(9,), (9, 5)]),
+        (PLSRegression(2), y, [(9, 1)]),
+        (Ridge(), y, [(9, 1)]),
+        (RandomForestClassifier(3, random_state=0), np.stack([y % 2, y], 1), [(9, 2), (2, 9, 10)]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_outputs_of_other_models_are_skl2onnxs_own(head, targets, shapes):
+    features = ConvFeatureExtractor(FrozenEstimator(digits_net(y)), layer="output")
+    model = make_pipeline(features, clone(head)).fit(X[:600], targets[:600])
+    came = run(to_onnx(model, X=X), X[:9])
+    assert [np.shape(values) for values in came] == shapes
+    wanted = model.predict(X[:9])
+    np.testing.assert_allclose(np.reshape(came[0], wanted.shape), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize(
